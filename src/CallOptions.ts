@@ -1,0 +1,78 @@
+/**
+ * Settings of one call, given around it and read by any pool inside.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+
+/**
+ * What can be said of one call; each wins over the pool's own setting.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Settings {
+  /** When the caller must have an answer, from the start of the call: then it is interrupted (default: none). */
+  readonly deadline?: Duration.DurationInput | undefined
+  /** How long the call may keep starting attempts and waits (default: the pool's). */
+  readonly budget?: Duration.DurationInput | undefined
+  /** How long it may wait for a key; 0 fails at once when no key is free (default: the budget). */
+  readonly maxWait?: Duration.DurationInput | undefined
+  /** The model it asks for, where the pool cannot read it from the request. */
+  readonly model?: string | undefined
+  /** Whether it may be sent again after a fault that leaves open whether it was processed. */
+  readonly replayable?: boolean | undefined
+}
+
+/**
+ * The settings of the calls inside; none by default.
+ *
+ * @since 0.1.0
+ * @category references
+ */
+export class CallOptions extends Context.Reference<CallOptions>()("effect-keymesh/CallOptions", {
+  defaultValue: (): Settings => ({})
+}) {}
+
+/**
+ * Gives settings to the calls of an effect; those given further out hold where these say nothing.
+ *
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import * as CallOptions from "effect-keymesh/CallOptions"
+ *
+ * const urgent = Effect.succeed("a pooled call").pipe(
+ *   CallOptions.withOptions({ deadline: "5 seconds", maxWait: 0 })
+ * )
+ * ```
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const withOptions: {
+  (settings: Settings): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, settings: Settings): Effect.Effect<A, E, R>
+} = dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, settings: Settings): Effect.Effect<A, E, R> =>
+    Effect.flatMap(CallOptions, (outer) => Effect.provideService(self, CallOptions, { ...outer, ...settings }))
+)
+
+/**
+ * When the caller must have an answer. Past it, the call fails with `DeadlineExceeded` and its attempt is interrupted.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const withDeadline: {
+  (deadline: Duration.DurationInput): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, deadline: Duration.DurationInput): Effect.Effect<A, E, R>
+} = dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, deadline: Duration.DurationInput): Effect.Effect<A, E, R> =>
+    withOptions(self, { deadline })
+)

@@ -1,0 +1,1199 @@
+/**
+ * The pool: turns an effect that needs a key into one that picks a healthy key, sends, reads the answer for what it says
+ * about the key, rotates or waits, and tells what happened.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Clock from "effect/Clock"
+import * as Config from "effect/Config"
+import type { ConfigError } from "effect/ConfigError"
+import * as Context from "effect/Context"
+import * as DefaultServices from "effect/DefaultServices"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
+import * as FiberRef from "effect/FiberRef"
+import * as HashMap from "effect/HashMap"
+import * as Layer from "effect/Layer"
+import * as MutableRef from "effect/MutableRef"
+import * as Option from "effect/Option"
+import * as PubSub from "effect/PubSub"
+import * as Queue from "effect/Queue"
+import * as Random from "effect/Random"
+import * as Ref from "effect/Ref"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type * as ApiKey from "./ApiKey.js"
+import { CallOptions, type Settings as CallSettings } from "./CallOptions.js"
+import * as CircuitBreaker from "./CircuitBreaker.js"
+import type * as Fault from "./Fault.js"
+import {
+  AllKeysExhausted,
+  appendTrail,
+  attemptsIn,
+  BudgetExceeded,
+  type ConfigurationError,
+  DeadlineExceeded,
+  emptyTrail,
+  PoolClosed,
+  type PoolError,
+  type Trail
+} from "./KeymeshError.js"
+import * as Keyring from "./Keyring.js"
+import type * as KeyState from "./KeyState.js"
+import * as Outcome from "./Outcome.js"
+import * as PoolRecord from "./PoolRecord.js"
+import * as PoolSettings from "./PoolSettings.js"
+import { type PoolSnapshot, snapshotOf } from "./PoolSnapshot.js"
+import * as PoolState from "./PoolState.js"
+import * as PoolStore from "./PoolStore.js"
+import * as RetryDecision from "./RetryDecision.js"
+import * as RetryPolicy from "./RetryPolicy.js"
+import * as Telemetry from "./Telemetry.js"
+
+/**
+ * The right to make one attempt with one key; while it is held, the attempt counts as in flight.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Lease {
+  /** Unique in the pool. */
+  readonly id: number
+  readonly key: ApiKey.ApiKey
+  /** The number of the attempt in its call, from 1. */
+  readonly attempt: number
+  readonly call: number
+  readonly model: string | undefined
+  /**
+   * Says what the attempt's answer means, as soon as it is known. The first one counts; a fault after a success is
+   * taken in as a late one.
+   */
+  readonly commit: (outcome: Outcome.Outcome) => Effect.Effect<void>
+  /** Gives the key back; a lease that was never committed then counts as ignored. Later calls do nothing. */
+  readonly end: Effect.Effect<void>
+}
+
+/**
+ * What `run` may be told of a call.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface RunOptions<A, E> {
+  /** What an exit means (default: `Outcome.fromExit`). Interruption alone is always ignored. */
+  readonly classify?: ((exit: Exit.Exit<A, E>) => Outcome.Outcome) | undefined
+  /** The model it asks for: limits and cooldowns may be per model. */
+  readonly model?: string | undefined
+  /** Whether it may be sent again after a fault that leaves open whether it was processed (default true). */
+  readonly replayable?: boolean | undefined
+  /**
+   * Keeps the lease when the effect succeeds, for answers whose body is still to come: whoever gets the answer must run
+   * `lease.end`. Default false.
+   */
+  readonly hold?: boolean | undefined
+}
+
+/**
+ * What `stream` may be told of a call.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StreamOptions<A, E> {
+  /** What a failure means (default: `Outcome.fromCause`). */
+  readonly classify?: ((cause: Cause.Cause<E>) => Outcome.Outcome) | undefined
+  /**
+   * From which element on the stream belongs to the caller (default: from the first). Elements before it are held back,
+   * at most 64 or for 5 seconds; a failure among them is retried with another key and never seen.
+   */
+  readonly commits?: ((a: A) => boolean) | undefined
+  readonly model?: string | undefined
+  readonly replayable?: boolean | undefined
+}
+
+/**
+ * A pool of keys.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Service {
+  readonly name: string
+  /**
+   * Runs an effect with a leased key, again with another when the attempt fails in a way that another key or a little
+   * time can mend. Its own failures come back untouched; beside them, `PoolError`.
+   */
+  readonly run: <A, E, R>(
+    use: (lease: Lease) => Effect.Effect<A, E, R>,
+    options?: RunOptions<A, E>
+  ) => Effect.Effect<A, E | PoolError, R>
+  /**
+   * As `run`, for streams: what fails before the first committing element is tried again, later failures pass. The lease
+   * is held until the stream ends, is interrupted, or goes unread for `streamIdle`.
+   */
+  readonly stream: <A, E, R>(
+    use: (lease: Lease) => Stream.Stream<A, E, R>,
+    options?: StreamOptions<A, E>
+  ) => Stream.Stream<A, E | PoolError, R>
+  /** One lease, held until the scope closes; for protocols that `run` does not fit. Waits for a key as `run` does. */
+  readonly lease: Effect.Effect<Lease, PoolError, Scope.Scope>
+  /** The pool at this moment. */
+  readonly snapshot: Effect.Effect<PoolSnapshot>
+  /** The pool now, and after each change of a key's state (not after each call). */
+  readonly changes: Stream.Stream<PoolSnapshot>
+  /** Adds, retires and replaces keys; the next pick sees it. */
+  readonly keyring: Keyring.Service
+  /** The breaker of a key, over the pool's own state; none when there is no key of that id. */
+  readonly breaker: (id: string) => Effect.Effect<Option.Option<CircuitBreaker.Service>>
+  /** Gives a key no new attempts until `enable`. False when there is none of that id; so for the others. */
+  readonly disable: (id: string) => Effect.Effect<boolean>
+  readonly enable: (id: string) => Effect.Effect<boolean>
+  /** Retires a key and waits until its last attempt has ended. */
+  readonly drain: (id: string) => Effect.Effect<boolean>
+  /** Forgets everything held against a key: its breaker, its cooldowns, and those of its group. */
+  readonly reset: (id: string) => Effect.Effect<boolean>
+}
+
+/**
+ * A pool as a service.
+ *
+ * @since 0.1.0
+ * @category tags
+ */
+export class KeyPool extends Context.Tag("effect-keymesh/KeyPool")<KeyPool, Service>() {}
+
+/**
+ * The settings of a pool.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Settings = PoolSettings.Settings
+
+/**
+ * Makes a pool; it closes with its scope. Fails with `ConfigurationError`, which names the field, when a setting cannot
+ * be used.
+ *
+ * @example
+ * ```ts
+ * import { Effect, Redacted } from "effect"
+ * import * as KeyPool from "effect-keymesh/KeyPool"
+ *
+ * declare const fetchReport: (secret: string) => Effect.Effect<string, { readonly status: number }>
+ *
+ * const program = Effect.gen(function*() {
+ *   const pool = yield* KeyPool.make({ keys: ["key-one", "key-two"], strategy: "least-used" })
+ *   return yield* pool.run((lease) => fetchReport(Redacted.value(lease.key.secret)))
+ * }).pipe(Effect.scoped, Effect.provide(KeyPool.layerDefaults))
+ * ```
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = (
+  settings: Settings
+): Effect.Effect<Service, ConfigurationError, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore> =>
+  Effect.flatMap(PoolSettings.resolve(settings), fromResolved)
+
+/**
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer = (
+  settings: Settings
+): Layer.Layer<KeyPool, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> =>
+  Layer.scoped(KeyPool, make(settings))
+
+/**
+ * As `layer`, with settings from `Config`.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerConfig = (
+  config: Config.Config.Wrap<Settings>
+): Layer.Layer<KeyPool, ConfigError | ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> =>
+  Layer.scoped(KeyPool, Effect.flatMap(Config.unwrap(config), make))
+
+/**
+ * What pools need, with its defaults: one telemetry, and a store in memory.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerDefaults: Layer.Layer<Telemetry.Telemetry | PoolStore.PoolStore> = Layer.merge(
+  Telemetry.layer,
+  PoolStore.layerMemory
+)
+
+/** The pool's clock: milliseconds that never run backwards, near to those since the epoch. */
+const nowOf = (clock: Clock.Clock): number => Number(clock.unsafeCurrentTimeNanos()) / 1e6
+
+const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved) {
+  const { config } = resolved
+  const telemetry = yield* Telemetry.Telemetry
+  const store = yield* PoolStore.PoolStore
+  const scope = yield* Effect.scope
+  const clockNow = Effect.clockWith((clock) => Effect.succeed(nowOf(clock)))
+  const wallOffset = Effect.clockWith((clock) => Effect.succeed(clock.unsafeCurrentTimeMillis() - nowOf(clock)))
+  const started = yield* clockNow
+  const state = yield* Ref.make(PoolState.make(config, resolved.keys, started))
+  const ticks = yield* PubSub.sliding<void>(1)
+  const circuits = yield* PubSub.sliding<CircuitEvent>(256)
+  const wake = yield* Queue.sliding<void>(1)
+  const dirty = yield* Queue.sliding<void>(1)
+  const drains = yield* Ref.make(HashMap.empty<string, Deferred.Deferred<void>>())
+
+  // ------------------------------------------------------------------------------------------------- what steps say
+
+  /** Publishes what a step says, answers those it served, and wakes whoever must look again. */
+  const announce = (
+    events: ReadonlyArray<Telemetry.Unnumbered>,
+    answers: ReadonlyArray<PoolState.Answer>,
+    waiting: boolean
+  ): Effect.Effect<void> => {
+    let effect: Effect.Effect<void> = Effect.void
+    if (events.length > 0) {
+      effect = telemetry.publish(events)
+      for (const event of events) {
+        if (event._tag === "circuit.open" || event._tag === "circuit.closed" || event._tag === "circuit.half-open") {
+          effect = Effect.zipRight(effect, PubSub.publish(circuits, event))
+        }
+        if (event._tag === "key.removed") effect = Effect.zipRight(effect, drained(event.keyId))
+      }
+      if (events.some(changesKeys)) {
+        effect = Effect.zipRight(
+          effect,
+          Effect.zipRight(PubSub.publish(ticks, undefined), Queue.offer(dirty, undefined))
+        )
+      }
+    }
+    for (const answer of answers) {
+      const lease = answer._tag === "Granted" ? answer.lease : undefined
+      effect = Effect.zipRight(effect, Deferred.succeed(answer.waiter.answer, lease))
+    }
+    return waiting ? Effect.zipRight(effect, Queue.offer(wake, undefined)) : effect
+  }
+
+  const drained = (id: string) =>
+    Effect.flatMap(
+      Ref.modify(drains, (map) => [HashMap.get(map, id), HashMap.remove(map, id)] as const),
+      Option.match({ onNone: () => Effect.void, onSome: (done) => Effect.asVoid(Deferred.succeed(done, undefined)) })
+    )
+
+  /** Makes a step that only changes the state, and serves whoever can be served after it. */
+  const step = (f: (state: PoolState.PoolState, now: number) => PoolState.Changed | undefined) =>
+    Effect.uninterruptible(Effect.clockWith((clock) => {
+      const now = nowOf(clock)
+      return Effect.flatMap(
+        Ref.modify(state, (before) => {
+          const changed = f(before, now)
+          if (changed === undefined) return [undefined, before]
+          const served = PoolState.dispatch(config, changed.state, now)
+          return [{ ...served, events: [...changed.events, ...served.events] }, served.state]
+        }),
+        (served) =>
+          served === undefined
+            ? Effect.succeed(false)
+            : Effect.as(announce(served.events, served.answers, served.state.rest.waiting > 0), true)
+      )
+    }))
+
+  // --------------------------------------------------------------------------------------------------------- leases
+
+  const settle = (
+    record: PoolState.LeaseRecord,
+    clock: Clock.Clock,
+    outcome: Outcome.Outcome | undefined,
+    end: boolean,
+    random: number,
+    extra: (now: number) => ReadonlyArray<Telemetry.Unnumbered>
+  ): Effect.Effect<void> => {
+    const now = nowOf(clock)
+    return Effect.flatMap(
+      Ref.modify(state, (before): readonly [PoolState.Dispatched | undefined, PoolState.PoolState] => {
+        const changed = PoolState.settle(config, before, record, outcome, end, now, random)
+        if (changed.state.rest.waiting === 0 && changed.events.length === 0) return [undefined, changed.state]
+        const served = PoolState.dispatch(config, changed.state, now)
+        return [{ ...served, events: [...changed.events, ...served.events] }, served.state]
+      }),
+      (served) => {
+        const events = extra(now)
+        if (served === undefined) return events.length === 0 ? Effect.void : telemetry.publish(events)
+        return announce([...events, ...served.events], served.answers, served.state.rest.waiting > 0)
+      }
+    )
+  }
+
+  const attemptOf = (record: PoolState.LeaseRecord, attempt: number, at: number) => ({
+    pool: config.pool,
+    at,
+    keyId: record.key.id,
+    label: record.key.label,
+    call: record.call,
+    attempt,
+    ...(record.model === undefined ? {} : { model: record.model })
+  })
+
+  const startEvents = (record: PoolState.LeaseRecord, attempt: number): ReadonlyArray<Telemetry.Unnumbered> =>
+    telemetry.listened() ? [{ _tag: "request.start", ...attemptOf(record, attempt, record.startedAt) }] : noEvents
+
+  const outcomeEvents = (
+    record: PoolState.LeaseRecord,
+    attempt: number,
+    outcome: Outcome.Outcome,
+    late: boolean,
+    now: number
+  ): ReadonlyArray<Telemetry.Unnumbered> => {
+    if (!telemetry.listened() || outcome._tag === "Ignored") return noEvents
+    const base = { ...attemptOf(record, attempt, now), durationMillis: now - record.startedAt }
+    return outcome._tag === "Success"
+      ? [{ _tag: "request.success", ...base }]
+      : [{ _tag: "request.fail", ...base, fault: outcome.fault, late }]
+  }
+
+  const callEnd = (
+    number: number,
+    call: Call,
+    outcome: string,
+    now: number
+  ): ReadonlyArray<Telemetry.Unnumbered> => {
+    if (!telemetry.listened()) return noEvents
+    const trail = MutableRef.get(call.trail)
+    return [{
+      _tag: "call.end",
+      pool: config.pool,
+      at: now,
+      call: number,
+      ...(call.model === undefined ? {} : { model: call.model }),
+      outcome,
+      attempts: attemptsIn(trail),
+      durationMillis: now - call.startedAt,
+      trail
+    }]
+  }
+
+  /** The lease as its user sees it, and with it what only the pool may do. */
+  const leaseOf = (record: PoolState.LeaseRecord, attempt: number, clock: Clock.Clock): Held => {
+    const phase = MutableRef.make<Phase>("open")
+    /** Takes in what is said, if it still counts, and ends the lease if `end`. */
+    const say = (outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> =>
+      Effect.suspend(() => {
+        const before = MutableRef.get(phase)
+        if (before === "ended") return Effect.void
+        const late = before === "succeeded" && outcome._tag === "Fault"
+        const counted = before === "open" || late ? outcome : undefined
+        if (counted === undefined && !end) return Effect.void
+        MutableRef.set(phase, end ? "ended" : counted?._tag === "Success" ? "succeeded" : "decided")
+        const taken = (random: number) =>
+          settle(
+            record,
+            clock,
+            counted,
+            end,
+            random,
+            (now) => counted === undefined ? noEvents : outcomeEvents(record, attempt, counted, late, now)
+          )
+        return counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
+      })
+    return {
+      id: record.id,
+      key: record.key,
+      attempt,
+      call: record.call,
+      model: record.model,
+      commit: (outcome) => Effect.uninterruptible(say(outcome, false)),
+      end: Effect.uninterruptible(say(Outcome.ignored, true)),
+      say
+    }
+  }
+
+  /**
+   * A key for the next attempt of a call: at once, or after waiting until `until` at most. Runs uninterruptibly but for
+   * the wait.
+   */
+  const acquire = (
+    restore: Restore,
+    request: PoolState.Request,
+    until: number,
+    clock: Clock.Clock
+  ): Effect.Effect<PoolState.LeaseRecord | Refused> => {
+    const now = nowOf(clock)
+    const answer = Deferred.unsafeMake<PoolState.LeaseRecord | undefined>(FiberId.none)
+    return Effect.flatMap(
+      Ref.modify(state, (before) => {
+        const acquired = PoolState.acquire(config, before, request, { until, answer }, now)
+        return [acquired, acquired.state]
+      }),
+      ({ answers, events, outcome, state: after }): Effect.Effect<PoolState.LeaseRecord | Refused> => {
+        const told = events.length === 0 && answers.length === 0 ? Effect.void : announce(events, answers, false)
+        if (outcome === "closed") return Effect.as(told, { _tag: "Refused", call: request.call, closed: true })
+        if (outcome === "refused" || outcome === "full") {
+          return Effect.as(told, {
+            _tag: "Refused",
+            call: request.call === 0 ? after.calls : request.call,
+            closed: false
+          })
+        }
+        if ("slot" in outcome) return Effect.as(told, outcome)
+        return told.pipe(
+          Effect.zipRight(waitingEvents(outcome, after, now)),
+          Effect.zipRight(Queue.offer(wake, undefined)),
+          Effect.zipRight(Effect.onInterrupt(restore(Deferred.await(answer)), () => abandon(outcome, clock))),
+          Effect.flatMap((record): Effect.Effect<PoolState.LeaseRecord | Refused> =>
+            record !== undefined
+              ? Effect.succeed(record)
+              : Effect.map(Ref.get(state), ({ rest }): Refused => ({
+                _tag: "Refused",
+                call: outcome.request.call,
+                closed: rest.closed
+              }))
+          )
+        )
+      }
+    )
+  }
+
+  const waitingEvents = (waiter: PoolState.Waiter, after: PoolState.PoolState, now: number): Effect.Effect<void> => {
+    if (!telemetry.listened()) return Effect.void
+    const { at } = PoolState.opening(config, after, waiter.request, now)
+    return telemetry.publish([{
+      _tag: "call.waiting",
+      pool: config.pool,
+      at: now,
+      call: waiter.request.call,
+      waiting: after.rest.waiting,
+      ...(waiter.request.model === undefined ? {} : { model: waiter.request.model }),
+      ...(Number.isFinite(at) ? { until: at } : {})
+    }])
+  }
+
+  /** A waiter that was interrupted leaves the queue; a key that it was given meanwhile goes to the next one. */
+  const abandon = (waiter: PoolState.Waiter, clock: Clock.Clock): Effect.Effect<void> =>
+    Effect.flatMap(
+      Ref.modify(state, (before) => [PoolState.isWaiting(before, waiter), PoolState.withoutWaiter(before, waiter)]),
+      (waiting) =>
+        waiting ?
+          Effect.void :
+          Effect.flatMap(
+            Deferred.await(waiter.answer),
+            (record) =>
+              record === undefined ? Effect.void : settle(record, clock, Outcome.ignored, true, 0, () => noEvents)
+          )
+    )
+
+  /** Why a call got no key, as its error. */
+  const refusal = (
+    refused: Refused,
+    call: Call,
+    only: PoolState.Request["only"],
+    clock: Clock.Clock
+  ): Effect.Effect<never, AllKeysExhausted | PoolClosed> =>
+    Effect.flatMap(Ref.get(state), (current): Effect.Effect<never, AllKeysExhausted | PoolClosed> => {
+      const now = nowOf(clock)
+      const trail = MutableRef.get(call.trail)
+      const ended = callEnd(refused.call, call, refused.closed ? "PoolClosed" : "AllKeysExhausted", now)
+      if (refused.closed) return Effect.zipRight(telemetry.publish(ended), new PoolClosed({ pool: config.pool, trail }))
+      const request = { model: call.model, only }
+      const { counts, reasons } = PoolState.explain(config, current, request, now)
+      const { at } = PoolState.opening(config, current, request, now)
+      const nextAvailableAt = Number.isFinite(at) ? at : undefined
+      return Effect.zipRight(
+        telemetry.publish([{
+          _tag: "all.exhausted",
+          pool: config.pool,
+          at: now,
+          call: refused.call,
+          reasons,
+          reasonCounts: counts,
+          ...(call.model === undefined ? {} : { model: call.model }),
+          ...(nextAvailableAt === undefined ? {} : { nextAvailableAt })
+        }, ...ended]),
+        new AllKeysExhausted({ pool: config.pool, at: now, nextAvailableAt, reasons, reasonCounts: counts, trail })
+      )
+    })
+
+  // ---------------------------------------------------------------------------------------------------------- calls
+
+  const callOf = (
+    given: CallSettings,
+    options: { readonly model?: string | undefined; readonly replayable?: boolean | undefined },
+    now: number
+  ): Call => {
+    const budgetMillis = given.budget === undefined ? resolved.budgetMillis : Duration.toMillis(given.budget)
+    return {
+      startedAt: now,
+      budgetMillis,
+      budgetEnd: now + budgetMillis,
+      maxWaitMillis: (given.maxWait === undefined ? resolved.maxWaitMillis : Duration.toMillis(given.maxWait)) ??
+        Infinity,
+      model: options.model ?? given.model,
+      replayable: options.replayable ?? given.replayable ?? true,
+      trail: MutableRef.make(emptyTrail)
+    }
+  }
+
+  /** One call: the first attempt on the short path; `rescue` only comes to life when that one fails. */
+  const call = <A, E, R>(
+    use: (lease: Held) => Effect.Effect<A, E, R>,
+    options: RunOptions<A, E>
+  ): Effect.Effect<A, E | PoolError, R> =>
+    Effect.withFiberRuntime((fiber) => {
+      const given = Context.get(fiber.getFiberRef(FiberRef.currentContext), CallOptions)
+      const clock = Context.get(fiber.getFiberRef(DefaultServices.currentServices), Clock.Clock)
+      const now = nowOf(clock)
+      const deadline = given.deadline === undefined ? resolved.deadlineMillis : Duration.toMillis(given.deadline)
+      const call = callOf(given, options, now)
+      const running = Effect.uninterruptibleMask((restore) => first(restore, use, options, call, clock))
+      return deadline === undefined ? running : Effect.timeoutFail(running, {
+        duration: deadline,
+        onTimeout: () =>
+          new DeadlineExceeded({
+            pool: config.pool,
+            deadline: Duration.millis(deadline),
+            trail: MutableRef.get(call.trail)
+          })
+      })
+    })
+
+  const first = <A, E, R>(
+    restore: Restore,
+    use: (lease: Held) => Effect.Effect<A, E, R>,
+    options: RunOptions<A, E>,
+    call: Call,
+    clock: Clock.Clock
+  ): Effect.Effect<A, E | PoolError, R> => {
+    const begin = (random: number): Effect.Effect<A, E | PoolError, R> => {
+      const request = random === 0 && call.model === undefined
+        ? firstRequest
+        : { ...firstRequest, model: call.model, random }
+      const go = (record: PoolState.LeaseRecord) =>
+        Effect.flatMap(
+          attempt(restore, use, options, call, clock, record, 1, call.startedAt),
+          (result): Effect.Effect<A, E | PoolError, R> =>
+            result instanceof Again
+              ? rescue(restore, use, options, call, clock, result)
+              : Effect.succeed(result)
+        )
+      return Effect.flatMap(
+        Ref.modify(state, (before): readonly [PoolState.Leased | undefined, PoolState.PoolState] => {
+          // Somebody waits, or nothing may start any more: `acquire` sorts that out.
+          if (before.rest.waiting > 0 || before.rest.closed) return [undefined, before]
+          const leased = PoolState.lease(config, before, request, call.startedAt)
+          return leased.lease === undefined ? [undefined, before] : [leased, leased.state]
+        }),
+        (leased) => {
+          if (leased?.lease !== undefined) {
+            const { events, lease } = leased
+            return events.length === 0 ? go(lease) : Effect.zipRight(announce(events, noAnswers, false), go(lease))
+          }
+          return Effect.flatMap(
+            acquire(restore, request, waitUntil(call, call.startedAt), clock),
+            (acquired) => "_tag" in acquired ? refusal(acquired, call, undefined, clock) : go(acquired)
+          )
+        }
+      )
+    }
+    return config.strategy.randomised ? Effect.flatMap(Random.next, begin) : begin(0)
+  }
+
+  /** Until when a call may wait for a key. */
+  const waitUntil = (call: Call, now: number): number => Math.min(call.budgetEnd, now + call.maxWaitMillis)
+
+  /** One attempt with a leased key: its value, or a fault after which the call may try again. */
+  const attempt = <A, E, R>(
+    restore: Restore,
+    use: (lease: Held) => Effect.Effect<A, E, R>,
+    options: RunOptions<A, E>,
+    call: Call,
+    clock: Clock.Clock,
+    record: PoolState.LeaseRecord,
+    number: number,
+    waitingSince: number,
+    passedOver?: Readonly<Record<string, number>>
+  ): Effect.Effect<A | Again<A, E>, E, R> => {
+    const lease = leaseOf(record, number, clock)
+    const note = (outcome: Outcome.Outcome): void => {
+      const fault = outcome._tag === "Fault" ? outcome.fault : undefined
+      MutableRef.update(call.trail, (trail) =>
+        appendTrail(trail, {
+          attempt: number,
+          keyId: record.key.id,
+          label: record.key.label,
+          at: record.startedAt,
+          waitedMillis: record.startedAt - waitingSince,
+          durationMillis: nowOf(clock) - record.startedAt,
+          outcome: fault === undefined ? outcome._tag === "Success" ? "success" : "ignored" : fault.kind,
+          ...(fault?.status === undefined ? {} : { status: fault.status }),
+          ...(fault?.code === undefined ? {} : { code: fault.code }),
+          ...(passedOver === undefined ? {} : { passedOver })
+        }))
+    }
+    const failing = (outcome: Outcome.Outcome, exit: Exit.Exit<A, E>): Effect.Effect<A | Again<A, E>, E> => {
+      note(outcome)
+      const settled = lease.say(outcome, true)
+      return outcome._tag === "Fault"
+        ? Effect.as(settled, new Again(record, number, outcome.fault, exit))
+        : settled.pipe(
+          Effect.zipRight(Effect.suspend(() => telemetry.publish(callEnd(record.call, call, "ignored", nowOf(clock))))),
+          Effect.zipRight(exit)
+        )
+    }
+    const running = Effect.matchCauseEffect(restore(Effect.suspend(() => use(lease))), {
+      onSuccess: (a): Effect.Effect<A | Again<A, E>, E> => {
+        const outcome = options.classify === undefined ? Outcome.success : options.classify(Exit.succeed(a))
+        if (outcome._tag === "Fault") return failing(outcome, Exit.succeed(a))
+        const settled = lease.say(outcome, options.hold !== true)
+        if (!telemetry.listened()) return Effect.as(settled, a)
+        note(outcome)
+        return settled.pipe(
+          Effect.zipRight(Effect.suspend(() => telemetry.publish(callEnd(record.call, call, "success", nowOf(clock))))),
+          Effect.as(a)
+        )
+      },
+      onFailure: (cause) => {
+        const exit = Exit.failCause(cause)
+        const outcome = Cause.isInterruptedOnly(cause)
+          ? Outcome.ignored
+          : options.classify === undefined
+          ? Outcome.fromCause(cause)
+          : options.classify(exit)
+        return failing(outcome, exit)
+      }
+    })
+    return telemetry.listened()
+      ? Effect.zipRight(
+        telemetry.publish([{ _tag: "request.start", ...attemptOf(record, number, record.startedAt) }]),
+        running
+      )
+      : running
+  }
+
+  /** What follows a failed attempt: rotate, back off, or give up. */
+  const rescue = Effect.fnUntraced(function*<A, E, R>(
+    restore: Restore,
+    use: (lease: Held) => Effect.Effect<A, E, R>,
+    options: RunOptions<A, E>,
+    call: Call,
+    clock: Clock.Clock,
+    first: Again<A, E>
+  ) {
+    const number = first.record.call
+    let tried = first
+    let progress = RetryDecision.initial
+    let stepper = RetryPolicy.start(resolved.retry)
+    let avoid: ReadonlyArray<number> = []
+    let graced = false
+
+    const denied = (reason: "time" | "tokens") =>
+      telemetry.publish([{ _tag: "budget.denied", pool: config.pool, at: nowOf(clock), call: number, reason }])
+    const ended = (outcome: string) => telemetry.publish(callEnd(number, call, outcome, nowOf(clock)))
+    /** The last attempt's own failure is the call's. */
+    const lastFailure = () => Effect.zipRight(ended(tried.fault.kind), tried.exit)
+    const outOfBudget = () =>
+      Effect.zipRight(
+        Effect.zipRight(denied("time"), ended("BudgetExceeded")),
+        new BudgetExceeded({
+          pool: config.pool,
+          budget: Duration.millis(call.budgetMillis),
+          fault: tried.fault,
+          trail: MutableRef.get(call.trail),
+          cause: Exit.isFailure(tried.exit) ? Cause.squash(tried.exit.cause) : undefined
+        })
+      )
+
+    for (;;) {
+      const now = nowOf(clock)
+      const [decision, spent] = RetryDecision.decide(resolved, progress, tried.fault, call.replayable)
+      progress = spent
+      if (decision._tag === "Stop") return yield* lastFailure()
+      // An attempt that ran for long may have used up the budget by itself: its fault still earns one more.
+      const grace: boolean = !graced && now >= call.budgetEnd && now - tried.record.startedAt > graceMillis
+      graced = graced || grace
+      if (now >= call.budgetEnd && !grace) return yield* outOfBudget()
+      const isRetry = decision._tag === "BackOff" || (decision._tag === "Rotate" && decision.retry)
+      if (isRetry && !grace) {
+        for (;;) {
+          const at = nowOf(clock)
+          const wait = yield* Ref.modify(state, (before) => {
+            const spent = PoolState.spendToken(config, before, at)
+            return [spent.waitMillis, spent.state]
+          })
+          if (wait === 0) break
+          yield* denied("tokens")
+          if (at + wait > call.budgetEnd) return yield* lastFailure()
+          yield* restore(Effect.sleep(Math.ceil(wait)))
+        }
+        const at = nowOf(clock)
+        const next = yield* RetryPolicy.step(stepper, at, {
+          startedAt: call.startedAt,
+          // A wait binds the key that was told it. Only where no other key can do better, it binds the call.
+          waitMillis: tried.fault.kind === "RateLimited" && !tried.fault.failover ? tried.fault.waitMillis : undefined
+        })
+        if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget() : lastFailure()
+        stepper = next.stepper
+        if (decision._tag === "BackOff") {
+          if (next.at > call.budgetEnd) return yield* outOfBudget()
+          if (next.at > at) yield* restore(Effect.sleep(Math.min(Math.ceil(next.at - at), longestSleep)))
+        }
+      }
+      avoid = avoid.includes(tried.record.slot) ? avoid : [...avoid, tried.record.slot]
+      const only = decision._tag === "Elsewhere" ? suited(decision.where, tried.record.key) : undefined
+      const random = config.strategy.randomised ? yield* Random.next : 0
+      const waitingSince = nowOf(clock)
+      const acquired = yield* acquire(
+        restore,
+        { call: number, model: call.model, avoid, only, rotation: true, random },
+        only !== undefined || grace ? waitingSince : waitUntil(call, waitingSince),
+        clock
+      )
+      if ("_tag" in acquired) {
+        return yield* only === undefined ? refusal(acquired, call, undefined, clock) : lastFailure()
+      }
+      if (acquired.slot !== tried.record.slot && telemetry.listened()) {
+        yield* telemetry.publish([{
+          _tag: "key.rotated",
+          ...attemptOf(acquired, tried.attempt + 1, acquired.startedAt),
+          fromKeyId: tried.record.key.id,
+          reason: tried.fault.kind
+        }])
+      }
+      const passedOver = PoolState.explain(
+        config,
+        yield* Ref.get(state),
+        { model: call.model, only },
+        waitingSince
+      ).counts
+      const result = yield* attempt(
+        restore,
+        use,
+        options,
+        call,
+        clock,
+        acquired,
+        tried.attempt + 1,
+        waitingSince,
+        passedOver
+      )
+      if (!(result instanceof Again)) return result
+      tried = result
+    }
+  })
+
+  // -------------------------------------------------------------------------------------------------------- streams
+
+  const stream = <A, E, R>(
+    use: (lease: Lease) => Stream.Stream<A, E, R>,
+    options: StreamOptions<A, E> = {}
+  ): Stream.Stream<A, E | PoolError, R> => {
+    const classify = options.classify ?? Outcome.fromCause
+    return Stream.unwrapScoped(Effect.gen(function*() {
+      const opened = yield* call((lease) => openStream(lease, use(lease), options.commits ?? always), {
+        hold: true,
+        model: options.model,
+        replayable: options.replayable,
+        classify: (exit) =>
+          Exit.isSuccess(exit) ? Outcome.success : Cause.isInterruptedOnly(exit.cause)
+            ? Outcome.ignored
+            : classify(exit.cause)
+      })
+      yield* Effect.addFinalizer((exit) => Effect.zipRight(Scope.close(opened.scope, exit), opened.lease.end))
+      const lastRead = MutableRef.make(yield* clockNow)
+      const reading = MutableRef.make(false)
+      yield* Effect.forkScoped(endWhenIdle(opened.lease, lastRead, reading))
+      const pull = Effect.suspend(() => {
+        MutableRef.set(reading, true)
+        return opened.pull.pipe(
+          Effect.tapErrorCause((cause) =>
+            Option.match(Cause.failureOption(cause), {
+              onNone: () => Effect.void,
+              onSome: Option.match({
+                onNone: () => opened.lease.end,
+                onSome: (error) => Effect.uninterruptible(opened.lease.say(classify(Cause.fail(error)), true))
+              })
+            })
+          ),
+          Effect.ensuring(Effect.map(clockNow, (now) => {
+            MutableRef.set(reading, false)
+            MutableRef.set(lastRead, now)
+          }))
+        )
+      })
+      return Stream.concat(Stream.fromChunk(opened.held), Stream.fromPull(Effect.succeed(pull)))
+    }))
+  }
+
+  /** Reads a stream up to its first committing element; what came before is held. */
+  const openStream = <A, E, R>(
+    lease: Held,
+    stream: Stream.Stream<A, E, R>,
+    commits: (a: A) => boolean
+  ): Effect.Effect<Opened<A, E, R>, E, R> =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const reading = Effect.gen(function*() {
+          const pull = yield* Scope.extend(Stream.toPull(stream), scope)
+          const started = yield* clockNow
+          let held = Chunk.empty<A>()
+          for (;;) {
+            const fiber = held.length === 0 ? undefined : yield* Effect.forkIn(pull, scope)
+            const left = holdMillis - ((yield* clockNow) - started)
+            const next = yield* Effect.either(
+              fiber === undefined ? pull : Effect.raceFirst(
+                Fiber.join(fiber),
+                Effect.as(Effect.sleep(Math.max(0, Math.ceil(left))), Chunk.empty<A>())
+              )
+            )
+            // The end of a stream that never committed is a success all the same: it has said all it had to say.
+            if (next._tag === "Left") {
+              return Option.isNone(next.left)
+                ? { lease, scope, held, pull: Effect.fail(Option.none<E>()) }
+                : yield* Effect.fail(next.left.value)
+            }
+            if (next.right.length === 0 && fiber !== undefined) {
+              return { lease, scope, held, pull: pulledBefore(fiber, pull) }
+            }
+            held = Chunk.appendAll(held, next.right)
+            if (held.length >= holdElements || Chunk.some(next.right, commits)) return { lease, scope, held, pull }
+          }
+        })
+        return yield* Effect.onError(restore(reading), (cause) => Scope.close(scope, Exit.failCause(cause)))
+      })
+    )
+
+  /** Ends the lease of a stream that nobody reads. */
+  const endWhenIdle = (
+    lease: Held,
+    lastRead: MutableRef.MutableRef<number>,
+    reading: MutableRef.MutableRef<boolean>
+  ): Effect.Effect<void> =>
+    Effect.gen(function*() {
+      for (;;) {
+        const now = yield* clockNow
+        const idle = MutableRef.get(reading) ? 0 : now - MutableRef.get(lastRead)
+        if (idle >= resolved.streamIdleMillis) return yield* lease.end
+        yield* Effect.sleep(Math.min(longestSleep, Math.max(1, Math.ceil(resolved.streamIdleMillis - idle))))
+      }
+    })
+
+  // ------------------------------------------------------------------------------------------------------- controls
+
+  const change = (id: string, f: (key: KeyState.KeyState) => KeyState.KeyState, event?: "key.added" | "key.disabled") =>
+    step((before, now) => {
+      const changed = PoolState.updateKey(config, before, id, f, now)
+      const key = PoolState.find(before, id)
+      if (changed === undefined || key === undefined || event === undefined) return changed
+      const base = { pool: config.pool, at: now, keyId: key.id, label: key.label }
+      return {
+        state: changed.state,
+        events: [
+          ...changed.events,
+          event === "key.added" ? { _tag: event, ...base, duplicate: false } : { _tag: event, ...base }
+        ]
+      }
+    })
+
+  const retired = (key: KeyState.KeyState): KeyState.KeyState => ({ ...key, retiring: true })
+
+  const keyring = Keyring.makeWith({
+    keys: Effect.map(Ref.get(state), activeKeys),
+    change: (add, retire) =>
+      step((before, now) => {
+        const added = add === undefined ? before : PoolState.addKey(config, before, add, now)
+        const events: ReadonlyArray<Telemetry.Unnumbered> = add === undefined ? noEvents : [{
+          _tag: "key.added",
+          pool: config.pool,
+          at: now,
+          keyId: add.id,
+          label: add.label,
+          duplicate: false
+        }]
+        if (retire === undefined) return { state: added, events }
+        const left = PoolState.updateKey(config, added, retire, retired, now)
+        return left === undefined ? undefined : { state: left.state, events: [...events, ...left.events] }
+      }),
+    changes: Stream.changesWith(
+      Stream.mapEffect(
+        Stream.concat(Stream.succeed(undefined), Stream.fromPubSub(ticks)),
+        () => Effect.map(Ref.get(state), activeKeys)
+      ),
+      (a, b) => a.length === b.length && a.every((key, i) => key === b[i])
+    )
+  })
+
+  const breaker = (id: string): CircuitBreaker.Service =>
+    CircuitBreaker.makeWith({
+      options: config.breaker,
+      modify: (f) =>
+        Effect.uninterruptible(Effect.clockWith((clock) => {
+          const now = nowOf(clock)
+          return Effect.flatMap(
+            Ref.modify(state, (before): readonly [Served<ReturnType<typeof f>[0]>, PoolState.PoolState] => {
+              const key = PoolState.find(before, id)
+              const [result, after] = f(key?.breaker ?? CircuitBreaker.initial, now)
+              const changed = key === undefined || after === key.breaker
+                ? undefined
+                : PoolState.updateKey(config, before, id, (key) => ({ ...key, breaker: after }), now)
+              if (changed === undefined) return [{ result, served: undefined }, before]
+              const served = PoolState.dispatch(config, changed.state, now)
+              return [{ result, served: { ...served, events: [...changed.events, ...served.events] } }, served.state]
+            }),
+            ({ result, served }) =>
+              served === undefined
+                ? Effect.succeed(result)
+                : Effect.as(announce(served.events, served.answers, served.state.rest.waiting > 0), result)
+          )
+        })),
+      transitions: Stream.filterMap(
+        Stream.fromPubSub(circuits),
+        (event) => event.keyId === id ? Option.some(transitionOf(event)) : Option.none()
+      )
+    })
+
+  const snapshot = Effect.flatMap(clockNow, (now) => Effect.map(Ref.get(state), (s) => snapshotOf(config, s, now)))
+
+  // --------------------------------------------------------------------------------------------------- store, fibers
+
+  const degraded = (problem: string) =>
+    Effect.flatMap(clockNow, (at) => telemetry.publish([{ _tag: "store.degraded", pool: config.pool, at, problem }]))
+
+  const load = Effect.gen(function*() {
+    const found = yield* store.load(config.pool)
+    if (Option.isNone(found)) return
+    const now = yield* clockNow
+    const offset = yield* wallOffset
+    yield* Ref.update(state, (before) => PoolRecord.restore(config, before, found.value, now, offset))
+  })
+
+  const save = Effect.gen(function*() {
+    const now = yield* clockNow
+    const offset = yield* wallOffset
+    yield* store.save(config.pool, PoolRecord.fromState(yield* Ref.get(state), now, offset))
+  })
+
+  /** The store never fails nor holds up the pool: what goes wrong there is told, and the pool goes on. */
+  const tolerate = (effect: Effect.Effect<void, PoolStore.StoreError>): Effect.Effect<boolean> =>
+    effect.pipe(
+      Effect.timeoutFail({ duration: storeMillis, onTimeout: () => tooSlow }),
+      Effect.as(true),
+      Effect.catchAllCause((cause) => {
+        const error = Option.getOrUndefined(Cause.failureOption(cause))
+        return Effect.as(degraded(error === undefined ? "it failed unexpectedly" : error.message), false)
+      })
+    )
+
+  const saver = Effect.forever(Effect.zipRight(
+    Queue.take(dirty),
+    // Changes gather for a moment, so that a storm of them is one record.
+    Effect.zipRight(Effect.sleep(saveMillis), tolerate(save))
+  ))
+
+  /** Looks at the queue again at each instant at which somebody in it may be served, or gives up. */
+  const waker = Effect.forever(Effect.gen(function*() {
+    const now = yield* clockNow
+    const at = PoolState.nextWake(config, yield* Ref.get(state), now)
+    if (at === Infinity) return yield* Queue.take(wake)
+    const due = Effect.as(Effect.sleep(Math.min(Math.max(1, Math.ceil(at - now)), longestSleep)), true)
+    const slept = yield* Effect.raceFirst(due, Effect.as(Queue.take(wake), false))
+    if (slept) yield* step((state) => ({ state, events: noEvents }))
+  }))
+
+  yield* tolerate(load)
+  const joined = (key: ApiKey.ApiKey, duplicate: boolean): Telemetry.Unnumbered => ({
+    _tag: "key.added",
+    pool: config.pool,
+    at: started,
+    keyId: key.id,
+    label: key.label,
+    duplicate
+  })
+  yield* telemetry.publish([
+    ...resolved.keys.map((key) => joined(key, false)),
+    ...resolved.duplicates.map((key) => joined(key, true))
+  ])
+  yield* Effect.forkIn(Effect.interruptible(waker), scope)
+  yield* Effect.forkIn(Effect.interruptible(saver), scope)
+  yield* Effect.addFinalizer(() =>
+    Effect.zipRight(
+      step((before) => ({ state: { ...before, rest: { ...before.rest, closed: true } }, events: noEvents })),
+      tolerate(save)
+    )
+  )
+
+  const leased = Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function*() {
+      const clock = yield* Effect.clock
+      const given = yield* CallOptions
+      const now = nowOf(clock)
+      const call = callOf(given, {}, now)
+      const random = config.strategy.randomised ? yield* Random.next : 0
+      const request = { ...firstRequest, model: call.model, random }
+      const acquired = yield* acquire(restore, request, waitUntil(call, now), clock)
+      if ("_tag" in acquired) return yield* refusal(acquired, call, undefined, clock)
+      const lease = leaseOf(acquired, 1, clock)
+      yield* Effect.addFinalizer(() => lease.end)
+      yield* telemetry.publish(startEvents(acquired, 1))
+      return lease
+    })
+  )
+
+  const pool: Service = {
+    name: config.pool,
+    run: (use, options) => call(use, options ?? {}),
+    stream,
+    lease: leased,
+    snapshot,
+    changes: Stream.mapEffect(Stream.concat(Stream.succeed(undefined), Stream.fromPubSub(ticks)), () => snapshot),
+    keyring,
+    breaker: (id) =>
+      Effect.map(
+        Ref.get(state),
+        (current) => PoolState.find(current, id) === undefined ? Option.none() : Option.some(breaker(id))
+      ),
+    disable: (id) => change(id, (key) => ({ ...key, enabled: false }), "key.disabled"),
+    enable: (id) => change(id, (key) => ({ ...key, enabled: true }), "key.added"),
+    drain: (id) =>
+      Effect.gen(function*() {
+        const done = yield* Deferred.make<void>()
+        const first = yield* Ref.modify(drains, (map) => {
+          const known = HashMap.get(map, id)
+          return Option.isSome(known) ? [known.value, map] : [done, HashMap.set(map, id, done)]
+        })
+        const found = yield* change(id, retired)
+        if (found) yield* Deferred.await(first)
+        return found
+      }),
+    reset: (id) => step((before, now) => PoolState.resetKey(config, before, id, now))
+  }
+  return pool
+})
+
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/** What an attempt knows of its call. */
+interface Call {
+  readonly startedAt: number
+  readonly budgetMillis: number
+  readonly budgetEnd: number
+  readonly maxWaitMillis: number
+  readonly model: string | undefined
+  readonly replayable: boolean
+  readonly trail: MutableRef.MutableRef<Trail>
+}
+
+/** A lease with what only the pool may do: take in an outcome and, in the same step, end it. */
+interface Held extends Lease {
+  readonly say: (outcome: Outcome.Outcome, end: boolean) => Effect.Effect<void>
+}
+
+/** What a step gave, and whom it served beside. */
+interface Served<A> {
+  readonly result: A
+  readonly served: PoolState.Dispatched | undefined
+}
+
+type Phase = "open" | "succeeded" | "decided" | "ended"
+
+/** No lease: why is found out when the error is made. */
+interface Refused {
+  readonly _tag: "Refused"
+  readonly call: number
+  readonly closed: boolean
+}
+
+/** A failed attempt after which the call may try again. */
+class Again<A, E> {
+  readonly record: PoolState.LeaseRecord
+  readonly attempt: number
+  readonly fault: Fault.Fault
+  readonly exit: Exit.Exit<A, E>
+  constructor(record: PoolState.LeaseRecord, attempt: number, fault: Fault.Fault, exit: Exit.Exit<A, E>) {
+    this.record = record
+    this.attempt = attempt
+    this.fault = fault
+    this.exit = exit
+  }
+}
+
+/** A stream that has been read up to its first committing element. */
+interface Opened<A, E, R> {
+  readonly lease: Held
+  readonly scope: Scope.CloseableScope
+  readonly held: Chunk.Chunk<A>
+  readonly pull: Pull<A, E, R>
+}
+
+type Pull<A, E, R> = Effect.Effect<Chunk.Chunk<A>, Option.Option<E>, R>
+
+/** Waits for a read that is under way, then reads on. */
+const pulledBefore = <A, E, R>(
+  fiber: Fiber.Fiber<Chunk.Chunk<A>, Option.Option<E>>,
+  pull: Pull<A, E, R>
+): Pull<A, E, R> => {
+  const joined = MutableRef.make(false)
+  return Effect.suspend(() => {
+    if (MutableRef.get(joined)) return pull
+    MutableRef.set(joined, true)
+    return Fiber.join(fiber)
+  })
+}
+
+type CircuitEvent = Extract<
+  Telemetry.Unnumbered,
+  { readonly _tag: "circuit.open" | "circuit.closed" | "circuit.half-open" }
+>
+
+const transitionOf = (event: CircuitEvent): CircuitBreaker.Transition => ({
+  from: event.from,
+  to: event._tag === "circuit.open" ? "Open" : event._tag === "circuit.closed" ? "Closed" : "HalfOpen",
+  at: event.at,
+  generation: event.generation,
+  trips: event.trips,
+  until: event._tag === "circuit.open" ? event.until ?? Infinity : undefined
+})
+
+/** Events after which a key's place, or the set of keys, is another. */
+const changesKeys = (event: Telemetry.Unnumbered): boolean =>
+  event._tag.startsWith("circuit.") || (event._tag.startsWith("key.") && event._tag !== "key.rotated")
+
+const activeKeys = (state: PoolState.PoolState): ReadonlyArray<ApiKey.ApiKey> =>
+  PoolState.keys(state).filter((key) => !key.retiring).map((key) => key.key)
+
+/** Which keys may serve a request that this one could not. */
+const suited = (where: "other-group" | "higher-limit", failed: ApiKey.ApiKey) => (key: ApiKey.ApiKey): boolean => {
+  const group = (key: ApiKey.ApiKey) => key.quotaGroup ?? key.id
+  if (where === "other-group") return group(key) !== group(failed)
+  return (key.limits.tokensPerMinute ?? 0) > (failed.limits.tokensPerMinute ?? 0)
+}
+
+const firstRequest: PoolState.Request = {
+  call: 0,
+  model: undefined,
+  avoid: [],
+  only: undefined,
+  rotation: false,
+  random: 0
+}
+
+const noEvents: ReadonlyArray<Telemetry.Unnumbered> = []
+const noAnswers: ReadonlyArray<PoolState.Answer> = []
+const always = () => true
+const tooSlow = new PoolStore.StoreError({ problem: "unreachable", detail: "it did not answer in time" })
+
+/** How long the store may take for one record, and how long changes gather before they are saved. */
+const storeMillis = 1_000
+const saveMillis = 1_000
+/** An attempt longer than this earns one more when it used up the budget. */
+const graceMillis = 30_000
+/** How much of a stream is held back before its first committing element. */
+const holdElements = 64
+const holdMillis = 5_000
+/** Timers of the platform overflow after 24.8 days. */
+const longestSleep = 86_400_000

@@ -1,0 +1,287 @@
+/**
+ * All the pool remembers of one key, and the gates that this alone can close.
+ *
+ * @since 0.1.0
+ */
+import type * as ApiKey from "./ApiKey.js"
+import * as CircuitBreaker from "./CircuitBreaker.js"
+import * as Fault from "./Fault.js"
+import type * as Strategy from "./Strategy.js"
+
+/**
+ * What the pool remembers of one key. It is a `Strategy.Candidate`, so that strategies read it as it is.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface KeyState extends Strategy.Candidate {
+  readonly key: ApiKey.ApiKey
+  readonly enabled: boolean
+  /** Retired: it gets no new leases and leaves when its last one ends. */
+  readonly retiring: boolean
+  readonly successes: number
+  readonly faults: number
+  readonly ignored: number
+  readonly breaker: CircuitBreaker.State
+  readonly bench: Bench | undefined
+  readonly ramp: Ramp | undefined
+  /** Where it stands among the gated keys: the instant it may open. `undefined` while it is eligible. */
+  readonly gatedUntil: number | undefined
+}
+
+/**
+ * A key as it joins.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
+  slot,
+  id: key.id,
+  label: key.label,
+  weight: key.weight,
+  order: key.order,
+  inFlight: 0,
+  total: 0,
+  lastUsed: -Infinity,
+  key,
+  enabled: true,
+  retiring: false,
+  successes: 0,
+  faults: 0,
+  ignored: 0,
+  breaker: CircuitBreaker.initial,
+  bench: undefined,
+  ramp: undefined,
+  gatedUntil: undefined
+})
+
+/**
+ * A cooldown of a key or a group, for all models or one. After a guessed one, a spent quota or a refused credential the
+ * way back is one trial: nobody else gets the key until it is decided.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Bench {
+  readonly kind: Fault.Kind
+  readonly since: number
+  readonly until: number
+  readonly provenance: Fault.Provenance
+  /** How many guessed cooldowns of this kind came in a row. */
+  readonly step: number
+  /** The newest lease when it was imposed: only the success of a later one lifts it. */
+  readonly stamp: number
+  readonly trial: { readonly lease: number; readonly since: number } | undefined
+}
+
+/**
+ * The slow return of a key after a guess: it takes 1, 2, 4 … attempts at once, doubling with each success or step.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Ramp {
+  readonly since: number
+  readonly successes: number
+}
+
+/**
+ * Why a key may not serve now.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type GateName = "retired" | "disabled" | "concurrency" | "breaker" | "cooldown" | "probing" | "ramp" | "model"
+
+/**
+ * A gate that is closed.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Closed {
+  readonly gate: GateName
+  /** When it opens; `Infinity` when no instant is known. */
+  readonly until: number
+  /** Whether an event (an attempt that ends, a probe that is decided) may open it before. */
+  readonly early: boolean
+  /** Whether only a guess holds it: the floor may break it. */
+  readonly guessed: boolean
+  readonly fault: Fault.Kind | undefined
+}
+
+/**
+ * Two gates that must both open.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const both = (a: Closed | undefined, b: Closed | undefined): Closed | undefined => {
+  if (a === undefined) return b
+  if (b === undefined) return a
+  const later = b.until > a.until ? b : a
+  return { ...later, early: a.early && b.early, guessed: a.guessed && b.guessed }
+}
+
+const closed = (
+  gate: GateName,
+  until: number,
+  marks: { readonly early?: boolean; readonly guessed?: boolean; readonly fault?: Fault.Kind } = {}
+): Closed => ({
+  gate,
+  until,
+  early: marks.early === true,
+  guessed: marks.guessed === true,
+  fault: marks.fault
+})
+
+/**
+ * What gates need to know of the settings.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface GateSettings {
+  readonly breaker: CircuitBreaker.Options
+  /** How long an undecided trial holds a key back. */
+  readonly trialMillis: number
+  readonly rampStepMillis: number
+  readonly rampMillis: number
+}
+
+/**
+ * The gates of the key itself, in order: each looks at one reason. The list is open at its end for more reasons.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const gates: ReadonlyArray<(settings: GateSettings, key: KeyState, now: number) => Closed | undefined> = [
+  (_, key) => key.retiring ? closed("retired", Infinity) : key.enabled ? undefined : closed("disabled", Infinity),
+  (_, key) =>
+    key.inFlight < (key.key.limits.concurrency ?? Infinity)
+      ? undefined
+      : closed("concurrency", Infinity, { early: true }),
+  (settings, key, now) => breakerGate(settings.breaker, key.breaker, now),
+  (settings, key, now) => benchGate(settings, key.bench, now),
+  (settings, key, now) => rampGate(settings, key, now)
+]
+
+/**
+ * All gates of the key itself; `undefined` when it may serve.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const gate = (settings: GateSettings, key: KeyState, now: number): Closed | undefined =>
+  isPlain(key) ? undefined : gates.reduce<Closed | undefined>(
+    (closedBy, look) => both(closedBy, look(settings, key, now)),
+    undefined
+  )
+
+/**
+ * Whether nothing at all is remembered against the key: the usual case, decided without looking at each gate.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const isPlain = (key: KeyState): boolean =>
+  key.bench === undefined && key.ramp === undefined && key.breaker._tag === "Closed" && key.enabled && !key.retiring &&
+  key.key.limits.concurrency === undefined
+
+const breakerGate = (options: CircuitBreaker.Options, state: CircuitBreaker.State, now: number): Closed | undefined => {
+  if (state._tag === "Closed") return undefined
+  const admits = CircuitBreaker.admits(options, state, now)
+  if (typeof admits === "string") return undefined
+  return state._tag === "HalfOpen"
+    ? closed("probing", admits.until, { early: true })
+    : closed("breaker", admits.until, { guessed: Number.isFinite(admits.until) })
+}
+
+/**
+ * What a bench holds back.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const benchGate = (
+  settings: { readonly trialMillis: number },
+  bench: Bench | undefined,
+  now: number
+): Closed | undefined => {
+  if (bench === undefined) return undefined
+  if (now < bench.until) {
+    return closed("cooldown", bench.until, {
+      guessed: bench.provenance === "guessed" && !(bench.kind in neverBroken),
+      fault: bench.kind
+    })
+  }
+  return bench.trial === undefined || now >= bench.trial.since + settings.trialMillis
+    ? undefined
+    : closed("probing", bench.trial.since + settings.trialMillis, { early: true, fault: bench.kind })
+}
+
+/** The floor lets no call through to a key without quota, or one that is refused. */
+const neverBroken: Partial<Record<Fault.Kind, true>> = { QuotaExhausted: true, Unauthorized: true, Forbidden: true }
+
+/**
+ * Whether the way back from a bench is a single trial: always, except after a wait that the server told.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const needsTrial = (bench: Bench): boolean => bench.provenance === "guessed" || bench.kind in neverBroken
+
+/**
+ * Takes the trial of a bench that has ended, if it needs one.
+ *
+ * @since 0.1.0
+ * @category transitions
+ */
+export const takeTrial = (bench: Bench | undefined, lease: number, now: number): Bench | undefined =>
+  bench === undefined || !needsTrial(bench) ? bench : { ...bench, trial: { lease, since: now } }
+
+/**
+ * Gives back the trial that a lease held, undecided.
+ *
+ * @since 0.1.0
+ * @category transitions
+ */
+export const freeTrial = (bench: Bench | undefined, lease: number): Bench | undefined =>
+  bench?.trial?.lease === lease ? { ...bench, trial: undefined } : bench
+
+/**
+ * A new cooldown on top of what there is: waits merge by maximum, so that none is ever shortened.
+ *
+ * @since 0.1.0
+ * @category transitions
+ */
+export const impose = (bench: Bench | undefined, next: Omit<Bench, "trial">): Bench =>
+  bench !== undefined && bench.until > next.until
+    ? { ...bench, step: Math.max(bench.step, next.step), stamp: next.stamp, trial: undefined }
+    : { ...next, trial: undefined }
+
+/**
+ * What the success of a lease leaves of a bench: nothing, if the lease was admitted after it was imposed and the bench
+ * is over (or the lease broke it on purpose, as the floor does).
+ *
+ * @since 0.1.0
+ * @category transitions
+ */
+export const lift = (
+  bench: Bench | undefined,
+  lease: { readonly id: number; readonly floor: boolean },
+  now: number
+): Bench | undefined =>
+  bench !== undefined && lease.id > bench.stamp && (now >= bench.until || lease.floor) ? undefined : bench
+
+const rampGate = (settings: GateSettings, key: KeyState, now: number): Closed | undefined => {
+  const ramp = key.ramp
+  if (ramp === undefined || now >= ramp.since + settings.rampMillis) return undefined
+  const steps = Math.floor((now - ramp.since) / settings.rampStepMillis)
+  return key.inFlight < 2 ** (ramp.successes + steps)
+    ? undefined
+    : closed("ramp", Math.min(ramp.since + (steps + 1) * settings.rampStepMillis, ramp.since + settings.rampMillis), {
+      early: true
+    })
+}

@@ -1,0 +1,136 @@
+/**
+ * Which keys exist now: add, retire and replace them while programs run.
+ *
+ * Every pool has one (`pool.keyring`), over the pool's own state. It also stands alone, for programs that only need to
+ * keep a set of keys.
+ *
+ * @since 0.1.0
+ */
+import * as Config from "effect/Config"
+import type { ConfigError } from "effect/ConfigError"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
+import * as SubscriptionRef from "effect/SubscriptionRef"
+import * as ApiKey from "./ApiKey.js"
+import { ConfigurationError } from "./KeymeshError.js"
+
+/**
+ * The service.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Service {
+  /** The keys that may get new attempts, in the order they joined. */
+  readonly keys: Effect.Effect<ReadonlyArray<ApiKey.ApiKey>>
+  /** The key of an id. */
+  readonly get: (id: string) => Effect.Effect<Option.Option<ApiKey.ApiKey>>
+  /** Adds a key; one that is there already stays, with the new attributes. */
+  readonly add: (key: ApiKey.Input) => Effect.Effect<ApiKey.ApiKey, ConfigurationError>
+  /** Takes a key out: it gets no new attempts, those that run may finish. False when there is none of that id. */
+  readonly retire: (id: string) => Effect.Effect<boolean>
+  /** Adds a key and retires another in one step. Fails when there is none of that id. */
+  readonly replace: (id: string, key: ApiKey.Input) => Effect.Effect<ApiKey.ApiKey, ConfigurationError>
+  /** The keys now, and after each change. */
+  readonly changes: Stream.Stream<ReadonlyArray<ApiKey.ApiKey>>
+}
+
+/**
+ * A set of keys as a service.
+ *
+ * @since 0.1.0
+ * @category tags
+ */
+export class Keyring extends Context.Tag("effect-keymesh/Keyring")<Keyring, Service>() {}
+
+/**
+ * Where a keyring keeps its keys.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Port {
+  readonly keys: Effect.Effect<ReadonlyArray<ApiKey.ApiKey>>
+  /** Adds a key and retires another, either or both, in one step; false when the one to retire is not there. */
+  readonly change: (add: ApiKey.ApiKey | undefined, retire: string | undefined) => Effect.Effect<boolean>
+  readonly changes: Stream.Stream<ReadonlyArray<ApiKey.ApiKey>>
+}
+
+/**
+ * The service over keys that somebody else keeps.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const makeWith = (port: Port): Service => ({
+  keys: port.keys,
+  get: (id) => Effect.map(port.keys, (keys) => Option.fromNullable(keys.find((key) => key.id === id))),
+  add: (input) => Effect.tap(ApiKey.make(input), (key) => port.change(key, undefined)),
+  retire: (id) => port.change(undefined, id),
+  replace: (id, input) =>
+    Effect.flatMap(ApiKey.make(input), (key) =>
+      // A key that replaces itself only gets new attributes.
+      Effect.flatMap(port.change(key, key.id === id ? undefined : id), (found) =>
+        found
+          ? Effect.succeed(key)
+          : Effect.fail(new ConfigurationError({ field: "id", problem: `there is no key ${id} to replace` })))),
+  changes: port.changes
+})
+
+/**
+ * A keyring with keys of its own.
+ *
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import * as Keyring from "effect-keymesh/Keyring"
+ *
+ * const program = Effect.gen(function*() {
+ *   const keyring = yield* Keyring.make({ keys: ["sk-one", "sk-two"] })
+ *   const [first] = yield* keyring.keys
+ *   if (first !== undefined) yield* keyring.replace(first.id, { secret: "sk-three", label: "fresh" })
+ * })
+ * ```
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = (options: {
+  readonly keys: ReadonlyArray<ApiKey.Input>
+}): Effect.Effect<Service, ConfigurationError> =>
+  Effect.gen(function*() {
+    const { keys } = yield* ApiKey.makeAll(options.keys)
+    const state = yield* SubscriptionRef.make(keys)
+    return makeWith({
+      keys: SubscriptionRef.get(state),
+      change: (add, retire) =>
+        SubscriptionRef.modify(state, (keys) => {
+          if (retire !== undefined && !keys.some((key) => key.id === retire)) return [false, keys]
+          const left = keys.filter((key) => key.id !== retire)
+          if (add === undefined) return [true, left]
+          const known = left.some((key) => key.id === add.id)
+          return [true, known ? left.map((key) => key.id === add.id ? add : key) : [...left, add]]
+        }),
+      changes: state.changes
+    })
+  })
+
+/**
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer = (options: {
+  readonly keys: ReadonlyArray<ApiKey.Input>
+}): Layer.Layer<Keyring, ConfigurationError> => Layer.effect(Keyring, make(options))
+
+/**
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerConfig = (
+  config: Config.Config.Wrap<{ readonly keys: ReadonlyArray<ApiKey.Input> }>
+): Layer.Layer<Keyring, ConfigError | ConfigurationError> =>
+  Layer.effect(Keyring, Effect.flatMap(Config.unwrap(config), make))

@@ -1,0 +1,261 @@
+/**
+ * The settings of a pool: what people write, and what it becomes. Every number of the pool's behaviour is here, with its
+ * default.
+ *
+ * @since 0.1.0
+ */
+import type * as Duration from "effect/Duration"
+import * as Either from "effect/Either"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import * as ApiKey from "./ApiKey.js"
+import * as CircuitBreaker from "./CircuitBreaker.js"
+import type { ConfigurationError } from "./KeymeshError.js"
+import type * as PoolState from "./PoolState.js"
+import * as RetryPolicy from "./RetryPolicy.js"
+import * as Checks from "./Settings.js"
+import * as Strategy from "./Strategy.js"
+
+/**
+ * A pool's settings. Only `keys` is needed; a setting that is not known is refused.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Settings {
+  /** The keys; at least one. */
+  readonly keys: ReadonlyArray<ApiKey.Input>
+  /** The pool's name in events, errors and the store (default `"default"`; adapters use the provider's name). */
+  readonly name?: string | undefined
+  /** Which of the eligible keys serves (default `Strategy.roundRobin`). */
+  readonly strategy?: Strategy.Strategy | Strategy.Name | undefined
+  /** The breaker of each key (default: 3 faults in a row, 30 s cooldown doubling up to 5 min, one probe). */
+  readonly breaker?: CircuitBreaker.Settings | undefined
+  /** How to back off after faults of the provider (default: that of `RetryPolicy.default`, 5 retries, full jitter). */
+  readonly retry?: Schedule.Schedule<unknown, RetryPolicy.Retrying> | undefined
+  /** How long a call may keep starting attempts and waits (default 60 s). It never cuts an attempt in flight. */
+  readonly budget?: Duration.DurationInput | undefined
+  /** When a caller must have an answer; then the call is interrupted (default: none). */
+  readonly deadline?: Duration.DurationInput | undefined
+  /** How long a call may wait for a key (default: the budget; 0 fails at once). */
+  readonly maxWait?: Duration.DurationInput | undefined
+  /** How many calls may wait at once (default 1,000); further ones fail at once. */
+  readonly maxWaiters?: number | undefined
+  /** How many attempts of a call may leave a dead key at once, without back-off (default 8). */
+  readonly rotations?: number | undefined
+  /** How many of them may leave a rate-limited key (default 4). */
+  readonly rateLimitRotations?: number | undefined
+  /** Retry tokens of the pool (default 0.2 per call + 1 per second, 10 at first, at most 100); `false`: no bound. */
+  readonly retryTokens?: Partial<RetryPolicy.TokenOptions> | false | undefined
+  /** How long keys rest when the server does not say. */
+  readonly cooldowns?: CooldownSettings | undefined
+  /** How often one call goes through when only guesses hold all keys back (default every second); `false`: never. */
+  readonly floor?: Duration.DurationInput | false | undefined
+  /** How long an undecided trial of a benched key holds it back (default 30 s). */
+  readonly trialTimeout?: Duration.DurationInput | undefined
+  /** How a key comes back after a guess: attempts at once double every `step` (500 ms) for `length` (3 s). */
+  readonly ramp?: { readonly step?: Duration.DurationInput; readonly length?: Duration.DurationInput } | undefined
+  /** How long a stream may go unread before its lease ends (default 300 s). */
+  readonly streamIdle?: Duration.DurationInput | undefined
+}
+
+/**
+ * How long keys rest when the server does not say.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface CooldownSettings {
+  /** After a 429 without a wait: the first (1 s), doubled each time in a row, at most (60 s). */
+  readonly rateLimited?: GrowingSettings | undefined
+  /** After a spent quota whose reset is not known (default 1 h). */
+  readonly quotaExhausted?: Duration.DurationInput | undefined
+  /** After a credential was refused by name (default 24 h). */
+  readonly revoked?: Duration.DurationInput | undefined
+  /** After any other 401, one after the other (default 60 s, 5 min, 1 h, 24 h). */
+  readonly unauthorized?: ReadonlyArray<Duration.DurationInput> | undefined
+  /** After a 403 (default 10 min, doubled, at most 6 h). */
+  readonly forbidden?: GrowingSettings | undefined
+  /** Added to a told wait (default 20 ms). */
+  readonly guard?: Duration.DurationInput | undefined
+  /** The most that is added to a guessed wait (default 250 ms). */
+  readonly jitter?: Duration.DurationInput | undefined
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface GrowingSettings {
+  readonly first?: Duration.DurationInput | undefined
+  readonly factor?: number | undefined
+  readonly max?: Duration.DurationInput | undefined
+}
+
+/**
+ * The settings as the pool uses them; times in milliseconds.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Resolved {
+  readonly keys: ReadonlyArray<ApiKey.ApiKey>
+  readonly duplicates: ReadonlyArray<ApiKey.ApiKey>
+  readonly config: PoolState.Config
+  readonly retry: Schedule.Schedule<unknown, RetryPolicy.Retrying>
+  readonly budgetMillis: number
+  readonly deadlineMillis: number | undefined
+  readonly maxWaitMillis: number | undefined
+  readonly rotations: number
+  readonly rateLimitRotations: number
+  readonly streamIdleMillis: number
+}
+
+/**
+ * The names of all settings.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const names: ReadonlyArray<keyof Settings> = [
+  "keys",
+  "name",
+  "strategy",
+  "breaker",
+  "retry",
+  "budget",
+  "deadline",
+  "maxWait",
+  "maxWaiters",
+  "rotations",
+  "rateLimitRotations",
+  "retryTokens",
+  "cooldowns",
+  "floor",
+  "trialTimeout",
+  "ramp",
+  "streamIdle"
+]
+
+/**
+ * Checks settings and fills in the defaults.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const resolve = (input: Settings): Either.Either<Resolved, ConfigurationError> =>
+  Either.gen(function*() {
+    yield* Checks.refuseUnknown(input, names, "")
+    const { duplicates, keys } = yield* ApiKey.makeAll(input.keys)
+    const ramp = input.ramp ?? {}
+    yield* Checks.refuseUnknown(ramp, ["step", "length"], "ramp")
+    const config: PoolState.Config = {
+      pool: input.name === undefined ? "default" : yield* Checks.text(input.name, "name"),
+      strategy: yield* strategyOf(input.strategy),
+      breaker: yield* CircuitBreaker.settings(input.breaker ?? {}, "breaker"),
+      cooldowns: yield* cooldownsOf(input.cooldowns ?? {}),
+      tokens: yield* tokensOf(input.retryTokens),
+      floorMillis: input.floor === false ? undefined : yield* Checks.millis(input.floor ?? 1_000, "floor"),
+      maxWaiters: yield* Checks.integer(input.maxWaiters ?? 1_000, "maxWaiters"),
+      trialMillis: yield* Checks.millis(input.trialTimeout ?? 30_000, "trialTimeout"),
+      rampStepMillis: Math.max(1, yield* Checks.millis(ramp.step ?? 500, "ramp.step")),
+      rampMillis: yield* Checks.millis(ramp.length ?? 3_000, "ramp.length")
+    }
+    if (input.retry !== undefined && !Schedule.isSchedule(input.retry)) {
+      return yield* Checks.refuse("retry", "must be a Schedule, such as those of RetryPolicy")
+    }
+    return {
+      keys,
+      duplicates,
+      config,
+      // The pool keeps the budget itself, so that it can tell a spent budget from spent retries.
+      retry: input.retry ?? backoff,
+      budgetMillis: yield* Checks.millis(input.budget ?? 60_000, "budget"),
+      deadlineMillis: input.deadline === undefined ? undefined : yield* Checks.millis(input.deadline, "deadline"),
+      maxWaitMillis: input.maxWait === undefined ? undefined : yield* Checks.millis(input.maxWait, "maxWait"),
+      rotations: yield* Checks.integer(input.rotations ?? 8, "rotations"),
+      rateLimitRotations: yield* Checks.integer(input.rateLimitRotations ?? 4, "rateLimitRotations"),
+      streamIdleMillis: yield* Checks.millis(input.streamIdle ?? 300_000, "streamIdle")
+    }
+  })
+
+const backoff = RetryPolicy.backoff.pipe(RetryPolicy.respectRetryAfter())
+
+const strategyOf = (input: Strategy.Strategy | Strategy.Name | undefined): Checks.Checked<Strategy.Strategy> => {
+  if (input === undefined) return Either.right(Strategy.roundRobin)
+  if (typeof input === "string") {
+    return isStrategyName(input)
+      ? Either.right(Strategy.fromName(input))
+      : Checks.refuse("strategy", `unknown strategy; known are ${Strategy.Name.literals.join(", ")}`)
+  }
+  return typeof input === "object" && input !== null && typeof input.empty === "object"
+    ? Either.right(input)
+    : Checks.refuse("strategy", "must be a strategy, or the name of one")
+}
+
+const isStrategyName = Schema.is(Strategy.Name)
+
+const tokensOf = (
+  input: Partial<RetryPolicy.TokenOptions> | false | undefined
+): Checks.Checked<RetryPolicy.TokenOptions> =>
+  Either.gen(function*() {
+    if (input === false) return { perCall: 0, perSecond: 0, burst: Infinity, cap: Infinity }
+    const given = input ?? {}
+    const known = ["perCall", "perSecond", "burst", "cap"] as const
+    yield* Checks.refuseUnknown(given, known, "retryTokens")
+    for (const name of known) {
+      if (given[name] !== undefined) yield* Checks.nonNegative(given[name], `retryTokens.${name}`)
+    }
+    if (given.cap !== undefined && given.cap < 1) return yield* Checks.refuse("retryTokens.cap", "must be at least 1")
+    return RetryPolicy.tokenOptions(given)
+  })
+
+const cooldownsOf = (input: CooldownSettings): Checks.Checked<PoolState.Cooldowns> =>
+  Either.gen(function*() {
+    yield* Checks.refuseUnknown(input, cooldownNames, "cooldowns")
+    const ladder = input.unauthorized ?? ["60 seconds", "5 minutes", "1 hour", "24 hours"]
+    if (!Array.isArray(ladder) || ladder.length === 0) {
+      return yield* Checks.refuse("cooldowns.unauthorized", "must be a list of at least one duration")
+    }
+    const unauthorizedMillis: Array<number> = []
+    for (const [i, wait] of ladder.entries()) {
+      unauthorizedMillis.push(yield* Checks.millis(wait, `cooldowns.unauthorized[${i}]`))
+    }
+    const hour = 3_600_000
+    return {
+      rateLimited: yield* growingOf(input.rateLimited ?? {}, 1_000, 60_000, "cooldowns.rateLimited"),
+      quotaMillis: yield* Checks.millis(input.quotaExhausted ?? hour, "cooldowns.quotaExhausted"),
+      revokedMillis: yield* Checks.millis(input.revoked ?? 24 * hour, "cooldowns.revoked"),
+      unauthorizedMillis,
+      forbidden: yield* growingOf(input.forbidden ?? {}, hour / 6, 6 * hour, "cooldowns.forbidden"),
+      guardMillis: yield* Checks.millis(input.guard ?? 20, "cooldowns.guard"),
+      jitterMillis: yield* Checks.millis(input.jitter ?? 250, "cooldowns.jitter")
+    }
+  })
+
+const cooldownNames: ReadonlyArray<keyof CooldownSettings> = [
+  "rateLimited",
+  "quotaExhausted",
+  "revoked",
+  "unauthorized",
+  "forbidden",
+  "guard",
+  "jitter"
+]
+
+const growingOf = (
+  input: GrowingSettings,
+  first: number,
+  max: number,
+  path: string
+): Checks.Checked<PoolState.Growing> =>
+  Either.gen(function*() {
+    yield* Checks.refuseUnknown(input, ["first", "factor", "max"], path)
+    const factor = yield* Checks.finite(input.factor ?? 2, `${path}.factor`)
+    if (factor < 1) return yield* Checks.refuse(`${path}.factor`, "must be at least 1")
+    return {
+      firstMillis: yield* Checks.millis(input.first ?? first, `${path}.first`),
+      factor,
+      maxMillis: yield* Checks.millis(input.max ?? max, `${path}.max`)
+    }
+  })

@@ -1,0 +1,140 @@
+/**
+ * What a pool looks like at one moment: plain data without secrets, for dashboards, logs and tests.
+ *
+ * @since 0.1.0
+ */
+import * as HashMap from "effect/HashMap"
+import * as Schema from "effect/Schema"
+import * as Fault from "./Fault.js"
+import type * as KeyState from "./KeyState.js"
+import * as PoolState from "./PoolState.js"
+
+const optional = <A, I>(schema: Schema.Schema<A, I>) => Schema.optionalWith(schema, { exact: true })
+
+/**
+ * Why a key (for all models, or one) is not used now. Times are milliseconds since the epoch, absent when none is known.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const ClosedGate = Schema.Struct({
+  gate: Schema.String,
+  fault: optional(Fault.Kind),
+  until: optional(Schema.Number)
+})
+
+/**
+ * One key of a pool.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const KeySnapshot = Schema.Struct({
+  id: Schema.String,
+  label: Schema.String,
+  quotaGroup: optional(Schema.String),
+  weight: Schema.Number,
+  enabled: Schema.Boolean,
+  /** Retired: it leaves when its last attempt ends. */
+  retiring: Schema.Boolean,
+  breaker: Schema.Literal("closed", "open", "half-open"),
+  /** When an open breaker admits its probe. */
+  breakerUntil: optional(Schema.Number),
+  /** Why it may not serve any model now; absent when it may. */
+  closed: optional(ClosedGate),
+  /** The models it may not serve now, beside. */
+  closedModels: Schema.Array(Schema.Struct({ model: Schema.String, ...ClosedGate.fields })),
+  inFlight: Schema.Number,
+  /** Attempts ever started with it, and how they ended. */
+  total: Schema.Number,
+  successes: Schema.Number,
+  faults: Schema.Number,
+  ignored: Schema.Number,
+  lastUsed: optional(Schema.Number)
+})
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type KeySnapshot = typeof KeySnapshot.Type
+
+/**
+ * A pool.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const PoolSnapshot = Schema.Struct({
+  pool: Schema.String,
+  at: Schema.Number,
+  strategy: Schema.String,
+  closed: Schema.Boolean,
+  keys: Schema.Array(KeySnapshot),
+  /** Keys that may serve now (some model at least). */
+  eligible: Schema.Number,
+  inFlight: Schema.Number,
+  /** Calls that wait for a key. */
+  waiting: Schema.Number,
+  /** Calls and attempts so far. */
+  calls: Schema.Number,
+  attempts: Schema.Number
+})
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type PoolSnapshot = typeof PoolSnapshot.Type
+
+/**
+ * The snapshot of a state.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const snapshotOf = (config: PoolState.Config, state: PoolState.PoolState, now: number): PoolSnapshot => {
+  const keys = PoolState.keys(state).map((key): KeySnapshot => {
+    const closed = PoolState.keyGate(config, state, key, now)
+    const { breaker } = key
+    return {
+      id: key.id,
+      label: key.label,
+      ...(key.key.quotaGroup === undefined ? {} : { quotaGroup: key.key.quotaGroup }),
+      weight: key.weight,
+      enabled: key.enabled,
+      retiring: key.retiring,
+      breaker: breaker._tag === "Closed" ? "closed" : breaker._tag === "Open" ? "open" : "half-open",
+      ...(breaker._tag === "Open" && Number.isFinite(breaker.until) ? { breakerUntil: breaker.until } : {}),
+      ...(closed === undefined ? {} : { closed: gateOf(closed) }),
+      closedModels: [...HashMap.keys(state.rest.models)].flatMap((model) => {
+        const gate = PoolState.modelGate(config, state, key, model, now)
+        return gate === undefined ? [] : [{ model, ...gateOf(gate) }]
+      }),
+      inFlight: key.inFlight,
+      total: key.total,
+      successes: key.successes,
+      faults: key.faults,
+      ignored: key.ignored,
+      ...(Number.isFinite(key.lastUsed) ? { lastUsed: key.lastUsed } : {})
+    }
+  })
+  return {
+    pool: config.pool,
+    at: now,
+    strategy: config.strategy.name,
+    closed: state.rest.closed,
+    keys,
+    eligible: keys.filter((key) => key.closed === undefined).length,
+    inFlight: keys.reduce((sum, key) => sum + key.inFlight, 0),
+    waiting: state.rest.waiting,
+    calls: state.calls,
+    attempts: state.leases
+  }
+}
+
+const gateOf = (closed: KeyState.Closed): typeof ClosedGate.Type => ({
+  gate: closed.gate,
+  ...(closed.fault === undefined ? {} : { fault: closed.fault }),
+  ...(Number.isFinite(closed.until) ? { until: closed.until } : {})
+})

@@ -1,0 +1,97 @@
+/**
+ * What a call does after a fault: leave for another key at once, back off, or give up. Pure; the pool acts on it.
+ *
+ * @since 0.1.0
+ */
+import type * as Fault from "./Fault.js"
+
+/**
+ * What a call has spent so far.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Progress {
+  /** Attempts that left a dead key. */
+  readonly rotations: number
+  /** Those of them that left a rate-limited one. */
+  readonly rateLimited: number
+  readonly forbidden: number
+  /** Whether the one immediate change of key after an overload is used. */
+  readonly overloaded: boolean
+  /** Whether the one try on other keys after a fault of the request is used. */
+  readonly elsewhere: boolean
+}
+
+/**
+ * A call before its first fault.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const initial: Progress = { rotations: 0, rateLimited: 0, forbidden: 0, overloaded: false, elsewhere: false }
+
+/**
+ * What to do next. `Rotate`: the next attempt leaves at once, with another key; `retry` tells whether it counts as a
+ * retry. `Elsewhere`: one try, only with keys of another group, or of a higher limit, and only if one is free.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Decision =
+  | { readonly _tag: "Rotate"; readonly retry: boolean }
+  | { readonly _tag: "BackOff" }
+  | { readonly _tag: "Elsewhere"; readonly where: "other-group" | "higher-limit" }
+  | { readonly _tag: "Stop" }
+
+/**
+ * The decision for a fault, and what is spent with it.
+ *
+ * @since 0.1.0
+ * @category decisions
+ */
+export const decide = (
+  limits: { readonly rotations: number; readonly rateLimitRotations: number },
+  progress: Progress,
+  fault: Fault.Fault,
+  replayable: boolean
+): readonly [Decision, Progress] => {
+  switch (fault.kind) {
+    case "RateLimited":
+      // Where another key would be refused alike, time must pass; and so when many have refused already.
+      return !fault.failover || progress.rateLimited >= limits.rateLimitRotations
+        ? [backOff, progress]
+        : leave(limits, { ...progress, rateLimited: progress.rateLimited + 1 })
+    case "QuotaExhausted":
+    case "Unauthorized":
+      return leave(limits, progress)
+    case "Forbidden": {
+      const forbidden = progress.forbidden + 1
+      return !fault.failover || forbidden >= 3 ? [stop, progress] : leave(limits, { ...progress, forbidden })
+    }
+    case "TooLarge":
+      return progress.elsewhere
+        ? [stop, progress]
+        : [{ _tag: "Elsewhere", where: "higher-limit" }, { ...progress, elsewhere: true }]
+    case "Rejected":
+      return fault.code !== "model_not_found" || progress.elsewhere
+        ? [stop, progress]
+        : [{ _tag: "Elsewhere", where: "other-group" }, { ...progress, elsewhere: true }]
+    case "Overloaded":
+      if (!replayable && !fault.unprocessed) return [stop, progress]
+      return progress.overloaded
+        ? [backOff, progress]
+        : [{ _tag: "Rotate", retry: true }, { ...progress, overloaded: true }]
+    default:
+      return replayable || fault.unprocessed ? [backOff, progress] : [stop, progress]
+  }
+}
+
+const stop: Decision = { _tag: "Stop" }
+const backOff: Decision = { _tag: "BackOff" }
+
+/** Leaving a dead key costs no retry; a call that has left many goes on slowly. */
+const leave = (limits: { readonly rotations: number }, progress: Progress): readonly [Decision, Progress] =>
+  progress.rotations >= limits.rotations
+    ? [backOff, progress]
+    : [{ _tag: "Rotate", retry: false }, { ...progress, rotations: progress.rotations + 1 }]

@@ -1,0 +1,103 @@
+/**
+ * What a provider must tell, so that one machinery serves them all.
+ *
+ * @since 0.1.0
+ */
+import type * as Fault from "../Fault.js"
+
+/**
+ * How a provider words its errors, as data: which of its codes, phrases and statuses mean which fault.
+ *
+ * An answer is judged in this order: `codes`, then `rules`, then `words`, then `statuses`, then what the status says by
+ * itself (`Fault.fromStatus`). Codes are looked up in lower case.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ErrorDialect {
+  /** Name of the provider, as in `openai`. */
+  readonly name: string
+  /** What shares a rate limit at this provider: the keys of a quota group, or each key alone. */
+  readonly limitScope: "group" | "key"
+  /**
+   * What the body of a success may hide. `peek`: some successes are errors, look at each; `recognise`: an error is one
+   * when it is seen there (a stream that was answered with JSON), but no need to look; `ignore`: a success is one.
+   */
+  readonly okBody: "peek" | "recognise" | "ignore"
+  /** Codes that decide, whatever the status. */
+  readonly codes: Readonly<Record<string, Verdict>>
+  /** Phrases and other marks that decide where no code does; the first that holds wins. */
+  readonly rules: ReadonlyArray<ErrorRule>
+  /** Broad words (`rate_limit_error`): they refine what the status says, or stand in for it, never contradict it. */
+  readonly words: Readonly<Record<string, Verdict>>
+  /** What a bare status means, where this differs from `Fault.fromStatus`. */
+  readonly statuses: Readonly<Record<number, Verdict>>
+}
+
+/**
+ * What an error means. Whatever is left out gets the default of the kind.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Verdict {
+  readonly kind: Fault.Kind
+  readonly scope?: Fault.Scope
+  readonly perModel?: boolean
+  readonly retryable?: boolean
+  readonly failover?: boolean
+  /** Whether the cause is certain. Default: true when a code, phrase or word said so, false for a bare status. */
+  readonly explicit?: boolean
+  readonly unprocessed?: boolean
+  /** A code of ours in place of the provider's own, for causes that every provider names differently. */
+  readonly code?: string
+  /** When a spent quota comes back if the answer does not say it. */
+  readonly reset?: "midnight-pacific" | "midnight-utc" | "month-utc"
+}
+
+/**
+ * A mark of an error that is no code. All conditions given must hold.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ErrorRule {
+  /** Only with one of these statuses; an error without a status (inside a stream) passes. */
+  readonly statuses?: ReadonlyArray<number>
+  /** A phrase of the message. */
+  readonly message?: RegExp
+  /** Any of the codes. */
+  readonly code?: RegExp
+  /** The id of a violated quota (Google). */
+  readonly quota?: RegExp
+  /** A field that is there: of the error, or of its `metadata`. */
+  readonly field?: string
+  /** A response header, by its lower-case name, with a pattern of its value. */
+  readonly header?: readonly [name: string, value: RegExp]
+  /** Whether the body is a page for people. */
+  readonly html?: boolean
+  /** The exact wait that the server tells, in milliseconds. */
+  readonly waitMillis?: number
+  readonly verdict: Verdict
+}
+
+/**
+ * What an event of a stream is. `content`: the answer has begun (or something unknown, which belongs to the caller);
+ * `lifecycle`: nothing of the answer yet, may be held back; `error`: the stream failed; `done`: it ended as it should.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type StreamReading = "content" | "error" | "lifecycle" | "done"
+
+/**
+ * How to read the events of a provider's streams.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StreamGrammar {
+  readonly name: string
+  /** Reads one event: its name (`event:` line), and its data, parsed. Must not throw. */
+  readonly read: (event: string | undefined, data: unknown) => StreamReading
+}

@@ -1,0 +1,680 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Either from "effect/Either"
+import * as FastCheck from "effect/FastCheck"
+import * as Schema from "effect/Schema"
+import * as Strategy from "../src/Strategy.js"
+
+type Candidate = Strategy.Candidate
+type Index = Strategy.Index
+
+const builtIn = [
+  Strategy.roundRobin,
+  Strategy.weighted,
+  Strategy.leastUsed,
+  Strategy.sequential,
+  Strategy.powerOfTwoChoices
+]
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Histories: what a pool may do with an index
+// ---------------------------------------------------------------------------------------------------------------------
+
+type Step =
+  | { readonly kind: "insert" | "update"; readonly candidate: Candidate }
+  | { readonly kind: "remove"; readonly slot: number }
+  | { readonly kind: "pick"; readonly excluded: ReadonlyArray<number>; rotation: boolean; random: number }
+
+const slot = FastCheck.oneof(
+  { weight: 8, arbitrary: FastCheck.integer({ min: 0, max: 5 }) },
+  { weight: 2, arbitrary: FastCheck.integer({ min: 0, max: 70 }) },
+  { weight: 1, arbitrary: FastCheck.constantFrom(1023, 1024, 32_768) }
+)
+
+// Few different numbers, so that ties are common. Two ids per slot: slots are used again by other keys.
+const candidate = FastCheck.record({
+  slot,
+  generation: FastCheck.integer({ min: 0, max: 1 }),
+  weight: FastCheck.constantFrom(0.1, 1, 1, 2, 3, 1000),
+  order: FastCheck.integer({ min: 0, max: 3 }),
+  inFlight: FastCheck.integer({ min: 0, max: 2 }),
+  total: FastCheck.integer({ min: 0, max: 3 }),
+  lastUsed: FastCheck.constantFrom(-Infinity, 0, 1, 2)
+}).map(({ generation, ...numbers }): Candidate => ({
+  ...numbers,
+  id: `id-${numbers.slot}-${generation}`,
+  label: `label-${numbers.slot}`
+}))
+
+const random = FastCheck.double({ min: 0, max: 1, maxExcluded: true, noNaN: true })
+
+const step: FastCheck.Arbitrary<Step> = FastCheck.oneof(
+  { weight: 3, arbitrary: FastCheck.record({ kind: FastCheck.constant("insert" as const), candidate }) },
+  { weight: 2, arbitrary: FastCheck.record({ kind: FastCheck.constant("update" as const), candidate }) },
+  { weight: 2, arbitrary: FastCheck.record({ kind: FastCheck.constant("remove" as const), slot }) },
+  {
+    weight: 5,
+    arbitrary: FastCheck.record({
+      kind: FastCheck.constant("pick" as const),
+      excluded: FastCheck.oneof(FastCheck.constant([]), FastCheck.array(slot, { maxLength: 6 })),
+      rotation: FastCheck.boolean(),
+      random
+    })
+  }
+)
+
+const history = FastCheck.array(step, { maxLength: 120, size: "max" })
+
+interface Question {
+  readonly allowed: (slot: number) => boolean
+  readonly rotation: boolean
+}
+
+/** A naive strategy: arrays, and as many walks over them as it likes. Told of a change, it sees the keys after it. */
+interface Model {
+  readonly changed: (keys: ReadonlyArray<Candidate>) => void
+  readonly pick: (keys: ReadonlyArray<Candidate>, question: Question) => number | undefined
+}
+
+/** Runs a history over the index of a strategy; every answer is checked, then every old version is asked again. */
+function replay(
+  strategy: Strategy.Strategy,
+  steps: ReadonlyArray<Step>,
+  check: (
+    answer: number | undefined,
+    keys: ReadonlyArray<Candidate>,
+    question: Question & { readonly random: number }
+  ) => void,
+  changed: (keys: ReadonlyArray<Candidate>) => void = () => undefined
+): void {
+  const keys = new Map<number, Candidate>()
+  const sorted = () => [...keys.values()].sort((a, b) => a.slot - b.slot)
+  const asked: Array<readonly [Index, Strategy.PickContext, number | undefined]> = []
+  let index = strategy.empty
+  for (const step of steps) {
+    switch (step.kind) {
+      case "insert":
+        keys.set(step.candidate.slot, step.candidate)
+        index = index.insert(step.candidate)
+        changed(sorted())
+        break
+      case "update":
+        if (keys.has(step.candidate.slot)) keys.set(step.candidate.slot, step.candidate)
+        index = index.update(step.candidate)
+        changed(sorted())
+        break
+      case "remove":
+        keys.delete(step.slot)
+        index = index.remove(step.slot)
+        changed(sorted())
+        break
+      case "pick": {
+        const context = given({ excluded: step.excluded, rotation: step.rotation, random: step.random })
+        const picked = index.pick(context)
+        asked.push([index, context, picked?.slot])
+        const allowed = (slot: number) => !step.excluded.includes(slot)
+        check(picked?.slot, sorted(), { allowed, rotation: step.rotation, random: step.random })
+        index = picked?.index ?? index
+      }
+    }
+    assert.strictEqual(index.size, keys.size)
+  }
+  for (const [version, context, answer] of asked) assert.strictEqual(version.pick(context)?.slot, answer)
+}
+
+function agrees(strategy: Strategy.Strategy, model: Model, steps: ReadonlyArray<Step>): void {
+  replay(
+    strategy,
+    steps,
+    (answer, keys, question) => assert.strictEqual(answer, model.pick(keys, question)),
+    model.changed
+  )
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Helpers for single cases
+// ---------------------------------------------------------------------------------------------------------------------
+
+function key(slot: number, numbers: Partial<Candidate> = {}): Candidate {
+  return {
+    slot,
+    id: `id-${slot}`,
+    label: `label-${slot}`,
+    weight: 1,
+    order: 0,
+    inFlight: 0,
+    total: 0,
+    lastUsed: -Infinity,
+    ...numbers
+  }
+}
+
+function given(
+  { excluded = [], now = 0, random = 0, rotation = false }: {
+    readonly excluded?: ReadonlyArray<number>
+    readonly rotation?: boolean
+    readonly random?: number
+    readonly now?: number
+  } = {}
+): Strategy.PickContext {
+  return { excluded: (slot) => excluded.includes(slot), rotation, random, now }
+}
+
+function indexOf(strategy: Strategy.Strategy, keys: Iterable<Candidate>): Index {
+  let index = strategy.empty
+  for (const key of keys) index = index.insert(key)
+  return index
+}
+
+function ofWeights(weights: ReadonlyArray<number>): Index {
+  return indexOf(Strategy.weighted, weights.map((weight, slot) => key(slot, { weight })))
+}
+
+/** So many picks in a row. */
+function series(index: Index, length: number, context = given()): { readonly slots: Array<number>; index: Index } {
+  const slots: Array<number> = []
+  for (let n = 0; n < length; n++) {
+    const picked = pickFrom(index, context)
+    slots.push(picked.slot)
+    index = picked.index
+  }
+  return { slots, index }
+}
+
+function pickFrom(index: Index, context = given()): Strategy.Picked {
+  const picked = index.pick(context)
+  assert(picked !== undefined, "nothing was picked")
+  return picked
+}
+
+function count(slots: ReadonlyArray<number>, slot: number): number {
+  return slots.filter((one) => one === slot).length
+}
+
+function longestRun(slots: ReadonlyArray<number>, slot: number): number {
+  let longest = 0
+  let run = 0
+  for (const one of slots) {
+    run = one === slot ? run + 1 : 0
+    longest = Math.max(longest, run)
+  }
+  return longest
+}
+
+/** Calls of which the ones that get the failing key (which stays eligible) rotate once: how often each key was picked. */
+function callsWithFailing(index: Index, keys: number, failing: number, calls: number) {
+  const first = Array.from({ length: keys }, () => 0)
+  const rotated = Array.from({ length: keys }, () => 0)
+  for (let n = 0; n < calls; n++) {
+    let picked = pickFrom(index)
+    first[picked.slot] = (first[picked.slot] ?? 0) + 1
+    index = picked.index
+    if (picked.slot !== failing) continue
+    picked = pickFrom(index, given({ rotation: true, excluded: [failing] }))
+    rotated[picked.slot] = (rotated[picked.slot] ?? 0) + 1
+    index = picked.index
+  }
+  return { first, rotated }
+}
+
+/** Numbers in [0, 1) from a seed. */
+function* uniform(seed: number): Generator<number, never> {
+  let state = seed
+  while (true) {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0
+    const high = state
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0
+    yield (high + state / 2 ** 32) / 2 ** 32
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+describe("every built-in strategy", () => {
+  for (const strategy of builtIn) {
+    it.prop(`${strategy.name}: picks an eligible key that is not excluded, whenever there is one`, { history }, (
+      { history }
+    ) =>
+      replay(strategy, history, (answer, keys, { allowed }) => {
+        const possible = keys.map(({ slot }) => slot).filter(allowed)
+        if (answer === undefined) assert.deepStrictEqual(possible, [])
+        else assert.include(possible, answer)
+      }))
+
+    it(`${strategy.name}: passes over excluded keys without walking all of them`, () => {
+      let index = indexOf(strategy, Array.from({ length: 10_000 }, (_, slot) => key(slot)))
+      const barred: Array<number> = []
+      for (let k = 0; k <= 16; k++) {
+        let questions = 0
+        const picked = index.pick({
+          ...given({ random: 0.42 }),
+          excluded: (slot) => {
+            questions++
+            return barred.includes(slot)
+          }
+        })
+        assert(picked !== undefined)
+        assert.isAtMost(questions, 15 * (k + 2))
+        barred.push(picked.slot)
+        index = picked.index
+      }
+      assert.strictEqual(new Set(barred).size, 17)
+    })
+  }
+
+  it("has no key to pick from an empty index", () => {
+    for (const { empty } of builtIn) {
+      assert.strictEqual(empty.size, 0)
+      assert.isUndefined(empty.pick(given()))
+      assert.isUndefined(empty.remove(3).update(key(3)).pick(given()))
+    }
+  })
+
+  it("is found by its name", () => {
+    assert.deepStrictEqual(Strategy.Name.literals.map((name) => Strategy.fromName(name).name), [
+      ...Strategy.Name.literals
+    ])
+    assert.sameMembers([...Strategy.Name.literals], builtIn.map(({ name }) => name))
+    assert.isTrue(Either.isLeft(Schema.decodeUnknownEither(Strategy.Name)("random")))
+  })
+
+  it("reads `random` only when it says so", () => {
+    for (const strategy of builtIn) {
+      const index = indexOf(strategy, [0, 1, 2, 3, 4].map((slot) => key(slot)))
+      const slots = new Set([...Array(50).keys()].map((n) => pickFrom(index, given({ random: n / 50 })).slot))
+      assert.strictEqual(slots.size > 1, strategy.randomised, strategy.name)
+    }
+  })
+})
+
+describe("roundRobin", () => {
+  it.prop("agrees with the model", { history }, ({ history }) => {
+    const last = { first: -1, rotation: -1 }
+    agrees(Strategy.roundRobin, {
+      changed: () => undefined,
+      pick: (keys, { allowed, rotation }) => {
+        const cursor = rotation ? "rotation" : "first"
+        const possible = keys.map(({ slot }) => slot).filter(allowed)
+        const chosen = possible.find((slot) => slot > last[cursor]) ?? possible[0]
+        if (chosen !== undefined) last[cursor] = chosen
+        return chosen
+      }
+    }, history)
+  }, { fastCheck: { numRuns: 200 } })
+
+  it("goes round by slot, over keys that come and go", () => {
+    let index = indexOf(Strategy.roundRobin, [0, 1, 2].map((slot) => key(slot)))
+    let part = series(index, 4)
+    assert.deepStrictEqual(part.slots, [0, 1, 2, 0])
+    index = part.index.remove(1)
+    part = series(index, 2)
+    assert.deepStrictEqual(part.slots, [2, 0])
+    part = series(part.index.insert(key(1, { id: "another" })).insert(key(3)), 4)
+    assert.deepStrictEqual(part.slots, [1, 2, 3, 0])
+  })
+
+  it("neighbours of a failing key carry no more than the others", () => {
+    const index = indexOf(Strategy.roundRobin, [0, 1, 2, 3, 4].map((slot) => key(slot)))
+    const { first, rotated } = callsWithFailing(index, 5, 2, 2000)
+    assert.deepStrictEqual(first, [400, 400, 400, 400, 400])
+    assert.deepStrictEqual(rotated, [100, 100, 0, 100, 100])
+  })
+})
+
+describe("weighted", () => {
+  it.prop("agrees with the model", { history }, ({ history }) => {
+    interface Share {
+      readonly id: string
+      readonly weight: number
+      pass: number
+    }
+    const schedules = [false, true].map((rotation) => ({ rotation, time: 0, shares: new Map<number, Share>() }))
+    let present: ReadonlySet<number> = new Set()
+    agrees(Strategy.weighted, {
+      changed: (keys) => {
+        const before = present
+        present = new Set(keys.map(({ slot }) => slot))
+        for (const { shares, time } of schedules) {
+          for (const { id, slot, weight } of keys) {
+            const known = shares.get(slot)
+            if (known?.id === id && !before.has(slot)) known.pass = Math.max(known.pass, time)
+            if (known === undefined || known.id !== id) {
+              const phase = (slot * (Math.sqrt(5) - 1) / 2) % 1
+              shares.set(slot, { id, weight, pass: time + phase / weight })
+            } else if (known.weight !== weight) {
+              const wait = Math.max(known.pass - time, 0) * known.weight / weight
+              shares.set(slot, { id, weight, pass: time + wait })
+            }
+          }
+        }
+      },
+      pick: (keys, { allowed, rotation }) => {
+        const schedule = schedules.find((one) => one.rotation === rotation)
+        assert(schedule !== undefined)
+        const due = keys.flatMap(({ slot }) => {
+          const share = schedule.shares.get(slot)
+          return share !== undefined && allowed(slot) ? [{ slot, share }] : []
+        }).sort((a, b) => a.share.pass - b.share.pass || a.slot - b.slot)[0]
+        if (due === undefined) return undefined
+        schedule.time = Math.max(schedule.time, due.share.pass)
+        due.share.pass = schedule.time + 1 / due.share.weight
+        return due.slot
+      }
+    }, history)
+  }, { fastCheck: { numRuns: 200 } })
+
+  it.prop("gives every key its weight in any window of as many picks as the weights sum up to", {
+    weights: FastCheck.array(FastCheck.integer({ min: 1, max: 9 }), { minLength: 1, maxLength: 8 }),
+    unrest: FastCheck.array(FastCheck.tuple(FastCheck.nat(7), FastCheck.boolean(), FastCheck.boolean()), {
+      maxLength: 40,
+      size: "max"
+    })
+  }, ({ unrest, weights }) => {
+    let index = ofWeights(weights)
+    // Some keys are barred, others leave for a moment; then all are there again, and whoever is overdue serves once.
+    for (const [slot, gone, rotation] of unrest) {
+      if (gone) index = index.remove(slot)
+      index = index.pick(given({ excluded: [slot], rotation }))?.index ?? index
+      if (gone && slot < weights.length) index = index.insert(key(slot, { weight: weights[slot] ?? 1 }))
+    }
+    const settled = series(index, weights.length).index
+    const sum = weights.reduce((a, b) => a + b)
+    const { slots } = series(settled, 3 * sum)
+    for (let start = 0; start <= 2 * sum; start++) {
+      const window = slots.slice(start, start + sum)
+      for (const [slot, weight] of weights.entries()) {
+        assert.isAtMost(Math.abs(count(window, slot) - weight), 1, `key ${slot} of ${weights} in ${window}`)
+      }
+    }
+    for (const [slot, weight] of weights.entries()) {
+      const heaviest = Math.max(0, ...weights.filter((_, other) => other !== slot))
+      if (heaviest > 0) assert.isAtMost(longestRun(slots, slot), Math.floor(weight / heaviest) + 1)
+    }
+  }, { fastCheck: { numRuns: 200 } })
+
+  it("does not let a heavy key run because many light ones are due at the same time", () => {
+    const { slots } = series(ofWeights([50, ...Array.from({ length: 50 }, () => 1)]), 1000)
+    assert.strictEqual(count(slots, 0), 500)
+    assert.isAtMost(longestRun(slots, 0), 3)
+  })
+
+  it("a key that is added late gets its share from now on, not the past", () => {
+    const before = series(ofWeights([1, 2]), 3000).index
+    const { slots } = series(before.insert(key(2, { weight: 3 })), 6)
+    assert.isAtMost(Math.abs(count(slots, 2) - 3), 1)
+  })
+
+  it("a key that was away does not catch up", () => {
+    const before = series(ofWeights([1, 1, 1]).remove(1), 3000).index
+    const { slots } = series(before.insert(key(1)), 9)
+    assert.closeTo(count(slots, 1), 3, 1)
+  })
+
+  it("to be away for a moment neither pays nor costs", () => {
+    let index = ofWeights([1, 1, 1, 1])
+    let served = 0
+    for (let n = 0; n < 400; n++) {
+      const picked = pickFrom(index)
+      if (picked.slot === 2) served++
+      index = picked.index.remove(2).insert(key(2))
+    }
+    assert.strictEqual(served, 100)
+  })
+
+  it("another key in the slot of one that is gone starts afresh", () => {
+    const weights = { weight: 0.01 }
+    const used = series(indexOf(Strategy.weighted, [key(0, weights), key(1)]), 1).index
+    const again = used.remove(0).insert(key(0, weights))
+    const another = used.remove(0).insert(key(0, { ...weights, id: "another" }))
+    assert.strictEqual(count(series(again, 99).slots, 0), 0)
+    assert.strictEqual(count(series(another, 99).slots, 0), 1)
+  })
+
+  it("a key that was barred for long does not catch up in a burst", () => {
+    const { index } = series(ofWeights([1, 1, 1]), 3000, given({ excluded: [1] }))
+    assert.isAtMost(count(series(index, 9).slots, 1), 4)
+  })
+
+  it("follows a changed weight at once, also up from next to nothing", () => {
+    const light = series(ofWeights([1, 1e-6]), 10, given({ excluded: [0] })).index
+    assert.strictEqual(count(series(light, 10).slots, 1), 0)
+    assert.closeTo(count(series(light.update(key(1, { weight: 3 })), 40).slots, 1), 30, 1)
+  })
+
+  it("rotations neither disturb the shares of first picks nor load one neighbour", () => {
+    const { first, rotated } = callsWithFailing(ofWeights([1, 2, 3, 4]), 4, 1, 2000)
+    assert.deepStrictEqual(first, [200, 400, 600, 800])
+    for (const [slot, share] of [1 / 8, 0, 3 / 8, 4 / 8].entries()) {
+      assert.closeTo(rotated[slot] ?? NaN, 400 * share, 1)
+    }
+  })
+
+  it("stays exact for weights of very different size", () => {
+    const weary = series(indexOf(Strategy.weighted, [key(0, { weight: 1e-9 })]), 2000).index
+    const away = weary.insert(key(3, { weight: 1e6 })).remove(3)
+    const { index, slots } = series(away.insert(key(1, { weight: 1e6 })).insert(key(2, { weight: 2e6 })), 300)
+    assert.isAtMost(Math.abs(count(slots, 1) - 100), 1)
+    assert.isAtMost(Math.abs(count(slots, 2) - 200), 1)
+    assert.closeTo(count(series(index.insert(key(3, { weight: 1e6 })), 400).slots, 3), 100, 1)
+  })
+
+  it("goes on when a weight makes no sense", () => {
+    for (const weight of [0, -1, NaN, Infinity]) {
+      const { slots } = series(ofWeights([weight, weight]), 10)
+      assert.strictEqual(count(slots, 0), 5, String(weight))
+    }
+  })
+})
+
+describe("leastUsed", () => {
+  it.prop("agrees with the model", { history }, ({ history }) =>
+    agrees(Strategy.leastUsed, {
+      changed: () => undefined,
+      pick: (keys, { allowed }) => {
+        const possible = keys.filter(({ slot }) => allowed(slot))
+        const inFlight = Math.min(...possible.map((key) => key.inFlight))
+        const idle = possible.filter((key) => key.inFlight === inFlight)
+        const total = Math.min(...idle.map((key) => key.total))
+        const fresh = idle.filter((key) => key.total === total)
+        const lastUsed = Math.min(...fresh.map((key) => key.lastUsed))
+        return fresh.find((key) => key.lastUsed === lastUsed)?.slot
+      }
+    }, history), { fastCheck: { numRuns: 200 } })
+
+  it("levels what is in flight, then what was served", () => {
+    const keys = [key(0, { total: 7 }), key(1, { inFlight: 2 }), key(2, { inFlight: 1 })]
+    let index = indexOf(Strategy.leastUsed, keys)
+    const slots: Array<number> = []
+    for (let now = 0; now < 6; now++) {
+      const { slot } = pickFrom(index, given({ now }))
+      slots.push(slot)
+      const old = keys[slot]
+      assert(old !== undefined)
+      keys[slot] = { ...old, inFlight: old.inFlight + 1, total: old.total + 1, lastUsed: now }
+      index = index.update(keys[slot])
+    }
+    assert.deepStrictEqual(slots, [0, 2, 0, 1, 2, 0])
+    assert.deepStrictEqual(keys.map(({ inFlight }) => inFlight), [3, 3, 3])
+  })
+})
+
+describe("sequential", () => {
+  it.prop("agrees with the model", { history }, ({ history }) => {
+    let current: { readonly id: string; readonly order: number; readonly slot: number } | undefined
+    agrees(Strategy.sequential, {
+      changed: () => undefined,
+      pick: (keys, { allowed }) => {
+        const possible = keys.filter(({ slot }) => allowed(slot)).sort((a, b) => a.order - b.order || a.slot - b.slot)
+        const place = current
+        const stay = possible.find(({ id, slot }) => slot === place?.slot && id === place.id)
+        if (stay !== undefined) return stay.slot
+        const chosen = possible.find(({ order, slot }) =>
+          place === undefined || order > place.order || (order === place.order && slot >= place.slot)
+        ) ?? possible[0]
+        if (chosen !== undefined) {
+          current = { id: chosen.id, order: chosen.order, slot: chosen.slot }
+        }
+        return chosen?.slot
+      }
+    }, history)
+  }, { fastCheck: { numRuns: 200 } })
+
+  it("stays on a key until a call may not have it, then on the next one, and comes round", () => {
+    const keys = [key(0, { order: 3 }), key(1, { order: 1 }), key(2, { order: 2 })]
+    let part = series(indexOf(Strategy.sequential, keys), 50)
+    assert.strictEqual(count(part.slots, 1), 50)
+    // Many calls leave the same key at the same time: the sequence moves on once.
+    part = series(part.index, 50, given({ rotation: true, excluded: [1] }))
+    assert.strictEqual(count(part.slots, 2), 50)
+    // The first one is back, and waits for its turn.
+    part = series(part.index.remove(1).insert(key(1, { order: 1 })), 50)
+    assert.strictEqual(count(part.slots, 2), 50)
+    part = series(part.index.remove(2), 50)
+    assert.strictEqual(count(part.slots, 0), 50)
+    part = series(part.index.insert(key(2, { order: 2 })), 50, given({ excluded: [0] }))
+    assert.strictEqual(count(part.slots, 1), 50)
+  })
+
+  it("a changed order does not move the current key", () => {
+    const index = series(indexOf(Strategy.sequential, [key(0, { order: 1 }), key(1, { order: 2 })]), 1).index
+    const part = series(index.update(key(0, { order: 3 })), 5)
+    assert.deepStrictEqual(part.slots, [0, 0, 0, 0, 0])
+    assert.strictEqual(pickFrom(part.index, given({ excluded: [0] })).slot, 1)
+  })
+})
+
+describe("powerOfTwoChoices", () => {
+  it.prop(
+    "never picks the worse one of two, nor the worst one of several",
+    { history },
+    ({ history }) =>
+      replay(Strategy.powerOfTwoChoices, history, (answer, keys, { allowed }) => {
+        const ranking = keys.filter(({ slot }) => allowed(slot)).sort((a, b) =>
+          a.inFlight - b.inFlight || a.total - b.total || (a.lastUsed === b.lastUsed ? 0 : a.lastUsed - b.lastUsed)
+        )
+        const [last, nextToLast] = ranking.toReversed()
+        const alike = last?.inFlight === nextToLast?.inFlight && last?.total === nextToLast?.total &&
+          last?.lastUsed === nextToLast?.lastUsed
+        if (nextToLast !== undefined && !alike) assert.notStrictEqual(answer, last?.slot)
+      }),
+    { fastCheck: { numRuns: 200 } }
+  )
+
+  it("loads equal keys evenly, excluded ones or not", () => {
+    const index = indexOf(Strategy.powerOfTwoChoices, Array.from({ length: 40 }, (_, slot) => key(slot)))
+    for (const excluded of [[], Array.from({ length: 33 }, (_, n) => n < 20 ? n : n + 3)]) {
+      const numbers = uniform(7)
+      const picks = Array.from({ length: 40 }, () => 0)
+      const possible = 40 - excluded.length
+      const rounds = 2000 * possible
+      for (let n = 0; n < rounds; n++) {
+        const { slot } = pickFrom(index, given({ excluded, random: numbers.next().value }))
+        picks[slot] = (picks[slot] ?? 0) + 1
+      }
+      for (const [slot, times] of picks.entries()) {
+        if (excluded.includes(slot)) assert.strictEqual(times, 0)
+        // Five standard deviations.
+        else assert.closeTo(times, 2000, 5 * Math.sqrt(2000))
+      }
+    }
+  })
+
+  it("draws two different keys, every pair equally often", () => {
+    // With all loads different, of n keys the one with r better ones wins 2 (n - 1 - r) of n (n - 1) pairs.
+    const loads = [3, 0, 5, 1, 9, 4, 2]
+    const index = indexOf(Strategy.powerOfTwoChoices, loads.map((inFlight, slot) => key(slot, { inFlight })))
+    for (const excluded of [[], [1, 4]]) {
+      const numbers = uniform(11)
+      const slots = Array.from(
+        { length: 20_000 },
+        () => pickFrom(index, given({ excluded, random: numbers.next().value })).slot
+      )
+      const ranking = [...loads.keys()].filter((slot) => !excluded.includes(slot))
+        .sort((a, b) => (loads[a] ?? 0) - (loads[b] ?? 0))
+      const n = ranking.length
+      for (const [rank, slot] of ranking.entries()) {
+        const share = 2 * (n - 1 - rank) / (n * (n - 1))
+        assert.closeTo(count(slots, slot) / slots.length, share, 5 * Math.sqrt(share / slots.length))
+      }
+    }
+  })
+
+  it("uses every bit of the random number", () => {
+    const index = indexOf(Strategy.powerOfTwoChoices, Array.from({ length: 10 }, (_, slot) => key(slot)))
+    const spread = (numbers: ReadonlyArray<number>) =>
+      new Set(numbers.map((random) => pickFrom(index, given({ random })).slot)).size
+    assert.strictEqual(spread([...Array(200).keys()].map((n) => n / 200)), 10)
+    assert.strictEqual(spread([...Array(200).keys()].map((n) => 0.5 + n * 2 ** -53)), 10)
+  })
+
+  it("the same random number gives the same key", () => {
+    const index = indexOf(Strategy.powerOfTwoChoices, Array.from({ length: 100 }, (_, slot) => key(slot)))
+    const run = (seed: number) => {
+      const numbers = uniform(seed)
+      return Array.from({ length: 200 }, () => pickFrom(index, given({ random: numbers.next().value })).slot)
+    }
+    assert.deepStrictEqual(run(1), run(1))
+    assert.notDeepEqual(run(1), run(2))
+  })
+})
+
+describe("custom", () => {
+  it.prop("is offered the keys that the call may have, by slot, and decides", { history }, ({ history }) => {
+    let offered: ReadonlyArray<Candidate> = []
+    let context: Strategy.ChooseContext | undefined
+    const strategy = Strategy.custom("last", (candidates, given) => {
+      offered = candidates
+      context = given
+      return candidates.at(-1)
+    })
+    replay(strategy, history, (answer, keys, { allowed, random, rotation }) => {
+      assert.deepStrictEqual(offered, keys.filter(({ slot }) => allowed(slot)))
+      assert.deepStrictEqual(context, { now: 0, random, rotation })
+      assert.strictEqual(answer, offered.at(-1)?.slot)
+    })
+  })
+
+  it("has its name, and draws a random number", () => {
+    const strategy = Strategy.custom("mine", () => undefined)
+    assert.strictEqual(strategy.name, "mine")
+    assert.isTrue(strategy.randomised)
+  })
+
+  it("picks nothing when it chooses nothing, or something it was not offered", () => {
+    const keys = [key(0), key(1), key(2)]
+    const choices = [undefined, key(1), key(7), key(0, { id: "another" }), key(0.5, { id: "id-0" }), key(NaN)]
+    for (const choice of choices) {
+      const index = indexOf(Strategy.custom("wrong", () => choice), keys)
+      assert.isUndefined(index.pick(given({ excluded: [1] })), JSON.stringify(choice))
+    }
+    const copy = indexOf(Strategy.custom("copy", () => key(1)), keys)
+    assert.strictEqual(copy.pick(given())?.slot, 1)
+  })
+
+  it("cannot change what the pool holds", () => {
+    const own = key(0)
+    const index = indexOf(
+      Strategy.custom("vandal", (candidates) => {
+        const [first] = candidates
+        assert(first !== undefined)
+        assert.throws(() => Object.assign(first, { inFlight: 99 }))
+        if (Array.isArray(candidates)) candidates.length = 0
+        return first
+      }),
+      [own, key(1)]
+    )
+    for (let n = 0; n < 2; n++) assert.strictEqual(pickFrom(index).slot, 0)
+    assert.strictEqual(index.size, 2)
+    assert.strictEqual(own.inFlight, 0)
+    assert.isFalse(Object.isFrozen(own))
+  })
+
+  it("what it throws comes out", () => {
+    const index = indexOf(
+      Strategy.custom("broken", () => {
+        throw new Error("not total")
+      }),
+      [key(0)]
+    )
+    assert.throws(() => index.pick(given()), "not total")
+  })
+})
