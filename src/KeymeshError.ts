@@ -115,7 +115,9 @@ export class AllKeysExhausted extends Data.TaggedError("AllKeysExhausted")<{
 }> {
   /** How long until a key may serve; absent when no moment is known. */
   get retryAfter(): Duration.Duration | undefined {
-    return this.nextAvailableAt === undefined ? undefined : Duration.millis(Math.max(0, this.nextAvailableAt - this.at))
+    return this.nextAvailableAt === undefined
+      ? undefined
+      : Duration.millis(Math.ceil(Math.max(0, this.nextAvailableAt - this.at)))
   }
   override get message(): string {
     const counts = Object.entries(this.reasonCounts).map(([reason, count]) => `${count} ${reason}`).join(", ")

@@ -19,7 +19,7 @@ import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
 import type * as Outcome from "./Outcome.js"
 import * as RetryPolicy from "./RetryPolicy.js"
-import * as Slots from "./Slots.js"
+import * as SlotMap from "./SlotMap.js"
 import type * as Strategy from "./Strategy.js"
 import type * as Telemetry from "./Telemetry.js"
 
@@ -74,7 +74,7 @@ export interface Growing {
  * @category models
  */
 export interface PoolState {
-  readonly slots: Slots.Slots<KeyState.KeyState | undefined>
+  readonly slots: SlotMap.SlotMap<KeyState.KeyState>
   readonly index: Strategy.Index
   /** The newest lease; leases count from 1. */
   readonly leases: number
@@ -198,7 +198,7 @@ const byNumber: Order.Order<number> = (a, b) => a < b ? -1 : a > b ? 1 : 0
  */
 export const make = (config: Config, keys: ReadonlyArray<ApiKey.ApiKey>, now: number): PoolState =>
   keys.reduce<PoolState>((state, key) => addKey(config, state, key, now), {
-    slots: Slots.empty<KeyState.KeyState | undefined>(),
+    slots: SlotMap.empty<KeyState.KeyState>(),
     index: config.strategy.empty,
     leases: 0,
     calls: 0,
@@ -230,7 +230,7 @@ export const make = (config: Config, keys: ReadonlyArray<ApiKey.ApiKey>, now: nu
  */
 export const find = (state: PoolState, id: string): KeyState.KeyState | undefined => {
   const slot = HashMap.get(state.rest.ids, id)
-  return slot._tag === "None" ? undefined : Slots.get(state.slots, slot.value)
+  return slot._tag === "None" ? undefined : SlotMap.get(state.slots, slot.value)
 }
 
 /**
@@ -239,11 +239,7 @@ export const find = (state: PoolState, id: string): KeyState.KeyState | undefine
  * @since 0.1.0
  * @category getters
  */
-export const keys = (state: PoolState): ReadonlyArray<KeyState.KeyState> => {
-  const found: Array<KeyState.KeyState> = []
-  for (const key of Slots.values(state.slots)) if (key !== undefined) found.push(key)
-  return found
-}
+export const keys = (state: PoolState): ReadonlyArray<KeyState.KeyState> => SlotMap.values(state.slots)
 
 /**
  * Every gate of a key, for all models: its own and its group's.
@@ -325,8 +321,7 @@ export const explain = (
 ): { readonly reasons: ReadonlyArray<KeyReason>; readonly counts: Readonly<Record<string, number>> } => {
   const reasons: Array<KeyReason> = []
   const counts: Record<string, number> = {}
-  for (const key of Slots.values(state.slots)) {
-    if (key === undefined) continue
+  for (const key of SlotMap.values(state.slots)) {
     const closed = requestGate(config, state, key, request.model, now)
     const gate: string = closed?.fault ?? closed?.gate ?? (request.only?.(key.key) === false ? "unsuited" : "eligible")
     if (gate === "eligible") continue
@@ -370,13 +365,13 @@ export const lease = (config: Config, before: PoolState, request: Request, now: 
   const state = now >= before.nextOpening ? reopen(config, before, now) : before
   const barred = request.model !== undefined && (state.rest.restricted || HashMap.size(state.rest.models) > 0)
     ? (slot: number) => {
-      const key = Slots.get(state.slots, slot)
+      const key = SlotMap.get(state.slots, slot)
       return key === undefined || modelGate(config, state, key, request.model as string, now) !== undefined
     }
     : undefined
   const picked = pick(config, state, request, barred, now)
   if (picked !== undefined) {
-    const key = Slots.get(state.slots, picked.slot)
+    const key = SlotMap.get(state.slots, picked.slot)
     if (key !== undefined) return grant(config, { ...state, index: picked.index }, key, request, now)
   }
   return floor(config, state, request, now)
@@ -397,7 +392,7 @@ const pick = (
   const unsuited = (slot: number): boolean => {
     if (barred?.(slot) === true) return true
     if (only === undefined) return false
-    const key = Slots.get(state.slots, slot)
+    const key = SlotMap.get(state.slots, slot)
     return key === undefined || !only(key.key)
   }
   const other = avoid.length === 0
@@ -486,8 +481,8 @@ const floorKey = (
 ): KeyState.KeyState | undefined => {
   let nearest: KeyState.Closed | undefined
   let oldest: KeyState.KeyState | undefined
-  for (const key of Slots.values(state.slots)) {
-    if (key === undefined || request.only?.(key.key) === false) continue
+  for (const key of SlotMap.values(state.slots)) {
+    if (request.only?.(key.key) === false) continue
     const closed = requestGate(config, state, key, request.model, now)
     if (closed === undefined) continue
     // An attempt that runs may open its key at any moment: nothing is nearer than that.
@@ -514,8 +509,8 @@ export const opening = (
   let at = Infinity
   let early = false
   let guessed = false
-  for (const key of Slots.values(state.slots)) {
-    if (key === undefined || request.only?.(key.key) === false) continue
+  for (const key of SlotMap.values(state.slots)) {
+    if (request.only?.(key.key) === false) continue
     const closed = requestGate(config, state, key, request.model, now)
     if (closed === undefined) return { at: now, early: false }
     early = early || closed.early
@@ -558,7 +553,7 @@ export const settle = (
   now: number,
   random: number
 ): Changed => {
-  const key = Slots.get(state.slots, lease.slot)
+  const key = SlotMap.get(state.slots, lease.slot)
   if (key === undefined) return { state, events: noEvents }
   const given = end ? { ...key, inFlight: key.inFlight - 1 } : key
   switch (outcome?._tag) {
@@ -744,8 +739,8 @@ const evidence = (
   }
   let calls = 0
   let faults = 0
-  for (const sibling of Slots.values(state.slots)) {
-    if (sibling === undefined || sibling.slot === key.slot || sibling.breaker._tag !== "Closed") continue
+  for (const sibling of SlotMap.values(state.slots)) {
+    if (sibling.slot === key.slot || sibling.breaker._tag !== "Closed") continue
     const counts = CircuitBreaker.counts(sibling.breaker, now, rate.windowMillis)
     calls += counts.calls
     faults += counts.faults
@@ -1032,7 +1027,7 @@ export const addKey = (config: Config, state: PoolState, key: ApiKey.ApiKey, now
   const present = find(state, key.id)
   if (present !== undefined) return place(config, state, { ...present, retiring: false, key }, now)
   const slot = state.rest.free[state.rest.free.length - 1] ?? state.slots.size
-  const reused = slot < state.slots.size
+  const reused = state.rest.free.length > 0
   const group = key.quotaGroup === undefined ? undefined : HashMap.get(state.rest.groups, key.quotaGroup)
   const rest: Rest = {
     ...state.rest,
@@ -1047,8 +1042,7 @@ export const addKey = (config: Config, state: PoolState, key: ApiKey.ApiKey, now
         : { ...group.value, members: [...group.value.members, slot] }
     )
   }
-  const slots = reused ? state.slots : Slots.push(state.slots, undefined)
-  return place(config, { ...state, slots, rest }, KeyState.make(key, slot), now)
+  return place(config, { ...state, rest }, KeyState.make(key, slot), now)
 }
 
 /**
@@ -1142,7 +1136,7 @@ export const close = (config: Config, state: PoolState, now: number): Dispatched
 
 /** Replaces a key whose gates have not changed. */
 const touch = (state: PoolState, key: KeyState.KeyState): PoolState => ({
-  slots: Slots.set(state.slots, key.slot, key),
+  slots: SlotMap.set(state.slots, key.slot, key),
   index: state.index.update(key),
   leases: state.leases,
   calls: state.calls,
@@ -1152,7 +1146,7 @@ const touch = (state: PoolState, key: KeyState.KeyState): PoolState => ({
 
 /** Replaces a key and puts it where its gates say: among the eligible, or among the gated at its opening time. */
 const place = (config: Config, state: PoolState, key: KeyState.KeyState, now: number): PoolState => {
-  const old = Slots.get(state.slots, key.slot)
+  const old = SlotMap.get(state.slots, key.slot)
   const closed = keyGate(config, state, key, now)
   const gatedUntil = closed?.until
   const placed: KeyState.KeyState = key.gatedUntil === gatedUntil ? key : { ...key, gatedUntil }
@@ -1168,7 +1162,7 @@ const place = (config: Config, state: PoolState, key: KeyState.KeyState, now: nu
     ? state.rest
     : { ...state.rest, gated, breakersOpen: state.rest.breakersOpen + isOpen - wasOpen }
   return {
-    slots: Slots.set(state.slots, key.slot, placed),
+    slots: SlotMap.set(state.slots, key.slot, placed),
     index: gatedUntil === undefined ? state.index.insert(placed) : state.index.remove(key.slot),
     leases: state.leases,
     calls: state.calls,
@@ -1187,7 +1181,7 @@ const placeGroup = (config: Config, state: PoolState, group: string | undefined,
   if (group === undefined) return state
   const members = Option.getOrUndefined(HashMap.get(state.rest.groups, group))?.members ?? []
   return members.reduce((next, slot) => {
-    const key = Slots.get(next.slots, slot)
+    const key = SlotMap.get(next.slots, slot)
     return key === undefined ? next : place(config, next, key, now)
   }, state)
 }
@@ -1198,7 +1192,7 @@ const reopen = (config: Config, state: PoolState, now: number): PoolState => {
   while (next.nextOpening <= now) {
     const first = RedBlackTree.first(next.rest.gated)
     if (first._tag === "None") break
-    const key = Slots.get(next.slots, first.value[1])
+    const key = SlotMap.get(next.slots, first.value[1])
     if (key === undefined) break
     const placed = place(config, next, key, now)
     // Its gate would still not let it go: it stands there again, and nothing else can open before it.
@@ -1295,7 +1289,7 @@ const forgetModels = (state: PoolState, now: number): PoolState => {
 
 /** Takes a key out for good; its slot may be used again. */
 const removeKey = (state: PoolState, key: KeyState.KeyState): PoolState => {
-  const current = Slots.get(state.slots, key.slot)
+  const current = SlotMap.get(state.slots, key.slot)
   const group = key.key.quotaGroup
   const members = group === undefined ? undefined : HashMap.get(state.rest.groups, group)
   const left = members?._tag === "Some" ? members.value.members.filter((slot) => slot !== key.slot) : []
@@ -1304,7 +1298,7 @@ const removeKey = (state: PoolState, key: KeyState.KeyState): PoolState => {
     : RedBlackTree.removeFirst(state.rest.gated, [current.gatedUntil, key.slot])
   return {
     ...state,
-    slots: Slots.set(state.slots, key.slot, undefined),
+    slots: SlotMap.remove(state.slots, key.slot),
     index: state.index.remove(key.slot),
     nextOpening: earliest(gated),
     rest: {
