@@ -77,6 +77,11 @@ export interface Lease {
   readonly commit: (outcome: Outcome.Outcome) => Effect.Effect<void>
   /** Gives the key back; a lease that was never committed then counts as ignored. Later calls do nothing. */
   readonly end: Effect.Effect<void>
+  /**
+   * Ends the lease once its answer has gone unread for the pool's `streamIdle`; run it beside the reading. `idleSince`
+   * tells since when nobody reads, in milliseconds of the pool's clock; `undefined` while a read is under way.
+   */
+  readonly endWhenIdle: (idleSince: () => number | undefined) => Effect.Effect<void>
 }
 
 /**
@@ -90,13 +95,18 @@ export interface RunOptions<A, E> {
   readonly classify?: ((exit: Exit.Exit<A, E>) => Outcome.Outcome) | undefined
   /** The model it asks for: limits and cooldowns may be per model. */
   readonly model?: string | undefined
-  /** Whether it may be sent again after a fault that leaves open whether it was processed (default true). */
-  readonly replayable?: boolean | undefined
   /**
-   * Keeps the lease when the effect succeeds, for answers whose body is still to come: whoever gets the answer must run
-   * `lease.end`. Default false.
+   * Whether it may be sent again after a fault that leaves open whether it was processed (default true); `"never"`: not
+   * even after a refusal, because its body can be sent only once.
    */
-  readonly hold?: boolean | undefined
+  readonly replayable?: boolean | "never" | undefined
+  /**
+   * Keeps the lease when the effect succeeds (with such a value), for answers whose body is still to come: whoever gets
+   * the answer must run `lease.end`. Default false.
+   */
+  readonly hold?: boolean | ((a: A) => boolean) | undefined
+  /** A cell that holds the trail of the call's attempts, for those who want it on success too. */
+  readonly trail?: MutableRef.MutableRef<Trail> | undefined
 }
 
 /**
@@ -114,7 +124,7 @@ export interface StreamOptions<A, E> {
    */
   readonly commits?: ((a: A) => boolean) | undefined
   readonly model?: string | undefined
-  readonly replayable?: boolean | undefined
+  readonly replayable?: boolean | "never" | undefined
 }
 
 /**
@@ -402,6 +412,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
           )
         return counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
       })
+    const end = Effect.uninterruptible(say(Outcome.ignored, true))
     return {
       id: record.id,
       key: record.key,
@@ -409,7 +420,8 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       call: record.call,
       model: record.model,
       commit: (outcome) => Effect.uninterruptible(say(outcome, false)),
-      end: Effect.uninterruptible(say(Outcome.ignored, true)),
+      end,
+      endWhenIdle: (idleSince) => endWhenIdle(end, idleSince, resolved.streamIdleMillis),
       say
     }
   }
@@ -523,7 +535,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
 
   const callOf = (
     given: CallSettings,
-    options: { readonly model?: string | undefined; readonly replayable?: boolean | undefined },
+    options: Pick<RunOptions<never, never>, "model" | "replayable" | "trail">,
     now: number
   ): Call => {
     const budgetMillis = given.budget === undefined ? resolved.budgetMillis : Duration.toMillis(given.budget)
@@ -535,7 +547,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
         Infinity,
       model: options.model ?? given.model,
       replayable: options.replayable ?? given.replayable ?? true,
-      trail: MutableRef.make(emptyTrail)
+      trail: options.trail ?? MutableRef.make(emptyTrail)
     }
   }
 
@@ -649,8 +661,9 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       onSuccess: (a): Effect.Effect<A | Again<A, E>, E> => {
         const outcome = options.classify === undefined ? Outcome.success : options.classify(Exit.succeed(a))
         if (outcome._tag === "Fault") return failing(outcome, Exit.succeed(a))
-        const settled = lease.say(outcome, options.hold !== true)
-        if (!telemetry.listened()) return Effect.as(settled, a)
+        const holds = typeof options.hold === "function" ? options.hold(a) : options.hold === true
+        const settled = lease.say(outcome, !holds)
+        if (!telemetry.listened() && options.trail === undefined) return Effect.as(settled, a)
         note(outcome)
         return settled.pipe(
           Effect.zipRight(Effect.suspend(() => telemetry.publish(callEnd(record.call, call, "success", nowOf(clock))))),
@@ -804,11 +817,10 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
             : classify(exit.cause)
       })
       yield* Effect.addFinalizer((exit) => Effect.zipRight(Scope.close(opened.scope, exit), opened.lease.end))
-      const lastRead = MutableRef.make(yield* clockNow)
-      const reading = MutableRef.make(false)
-      yield* Effect.forkScoped(endWhenIdle(opened.lease, lastRead, reading))
+      const idleSince = MutableRef.make<number | undefined>(yield* clockNow)
+      yield* Effect.forkScoped(opened.lease.endWhenIdle(() => MutableRef.get(idleSince)))
       const pull = Effect.suspend(() => {
-        MutableRef.set(reading, true)
+        MutableRef.set(idleSince, undefined)
         return opened.pull.pipe(
           Effect.tapErrorCause((cause) =>
             Option.match(Cause.failureOption(cause), {
@@ -819,10 +831,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
               })
             })
           ),
-          Effect.ensuring(Effect.map(clockNow, (now) => {
-            MutableRef.set(reading, false)
-            MutableRef.set(lastRead, now)
-          }))
+          Effect.ensuring(Effect.map(clockNow, (now) => MutableRef.set(idleSince, now)))
         )
       })
       return Stream.concat(Stream.fromChunk(opened.held), Stream.fromPull(Effect.succeed(pull)))
@@ -867,21 +876,6 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
         return yield* Effect.onError(restore(reading), (cause) => Scope.close(scope, Exit.failCause(cause)))
       })
     )
-
-  /** Ends the lease of a stream that nobody reads. */
-  const endWhenIdle = (
-    lease: Held,
-    lastRead: MutableRef.MutableRef<number>,
-    reading: MutableRef.MutableRef<boolean>
-  ): Effect.Effect<void> =>
-    Effect.gen(function*() {
-      for (;;) {
-        const now = yield* clockNow
-        const idle = MutableRef.get(reading) ? 0 : now - MutableRef.get(lastRead)
-        if (idle >= resolved.streamIdleMillis) return yield* lease.end
-        yield* Effect.sleep(Math.min(longestSleep, Math.max(1, Math.ceil(resolved.streamIdleMillis - idle))))
-      }
-    })
 
   // ------------------------------------------------------------------------------------------------------- controls
 
@@ -1084,7 +1078,7 @@ interface Call {
   readonly budgetEnd: number
   readonly maxWaitMillis: number
   readonly model: string | undefined
-  readonly replayable: boolean
+  readonly replayable: boolean | "never"
   readonly trail: MutableRef.MutableRef<Trail>
 }
 
@@ -1107,6 +1101,20 @@ interface Refused {
   readonly call: number
   readonly closed: boolean
 }
+
+/** Ends a lease once nobody has read for `idleMillis`. */
+const endWhenIdle = Effect.fnUntraced(function*(
+  end: Effect.Effect<void>,
+  idleSince: () => number | undefined,
+  idleMillis: number
+) {
+  for (;;) {
+    const now = yield* Effect.clockWith((clock) => Effect.succeed(nowOf(clock)))
+    const idle = now - (idleSince() ?? now)
+    if (idle >= idleMillis) return yield* end
+    yield* Effect.sleep(Math.min(longestSleep, Math.max(1, Math.ceil(idleMillis - idle))))
+  }
+})
 
 /** A failed attempt after which the call may try again. */
 class Again<A, E> {

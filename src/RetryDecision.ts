@@ -54,8 +54,9 @@ export const decide = (
   limits: { readonly rotations: number; readonly rateLimitRotations: number },
   progress: Progress,
   fault: Fault.Fault,
-  replayable: boolean
+  replayable: boolean | "never"
 ): readonly [Decision, Progress] => {
+  if (replayable === "never") return [stop, progress]
   switch (fault.kind) {
     case "RateLimited":
       // Where another key would be refused alike, time must pass; and so when many have refused already.

@@ -127,6 +127,14 @@ export const classifyThrown = (error: unknown): Fault.Fault | "cancelled" => {
   return Fault.make("Network", { unprocessed: never, ...(code === undefined ? {} : { code, explicit: true }) })
 }
 
+/**
+ * An answer that ended before its proper end.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const cut: Fault.Fault = Fault.make("Network", { code: "stream_cut" })
+
 // --- answers ---------------------------------------------------------------------------------------------------------
 
 interface Found {
@@ -303,16 +311,14 @@ const isAbort = (cause: Cause): boolean =>
   abortCodes.test(cause.code) || cause.names.some((name) => abortNames.test(name)) ||
   cause.message === "Request was aborted."
 
-/** An error, its cause, the cause of that …, and the parts of an aggregate; at most 16. */
+/** An error, its cause, the cause of that …, and the parts of an aggregate; at most 16, for they may go round. */
 const causes = (error: unknown): ReadonlyArray<Cause> => {
   const found: Array<Cause> = []
-  const seen = new Set<unknown>()
   let waiting: ReadonlyArray<unknown> = [error]
   while (waiting.length > 0 && found.length < 16) {
     const [next, ...rest] = waiting
     waiting = rest
-    if (next === undefined || next === null || seen.has(next)) continue
-    seen.add(next)
+    if (next === undefined || next === null) continue
     const [cause, inner] = look(next)
     found.push(cause)
     waiting = [...rest, ...inner]

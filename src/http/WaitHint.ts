@@ -69,9 +69,9 @@ export type HeaderMap = ReadonlyMap<string, string>
 /**
  * The wait that an answer asks for. Sources in the order of trust: `retry-after-ms`, `retry-after`, Google's
  * `RetryInfo`, headers repeated in the body, `retry_after` fields of the body, the message, the IETF `RateLimit`
- * header, and the latest reset among the exhausted limits. What is malformed, negative or absurd is passed over; an instant in
- * the past is a wait of 0. Absolute times count from the answer's own `date`, else from `now` (milliseconds since the
- * epoch).
+ * header, the latest reset among the exhausted limits. What is malformed, negative or absurd is passed over; an instant
+ * in the past is a wait of 0. Absolute times count from the answer's own `date`, else from `now` (milliseconds since
+ * the epoch).
  *
  * @example
  * ```ts

@@ -101,3 +101,70 @@ export interface StreamGrammar {
   /** Reads one event: its name (`event:` line), and its data, parsed. Must not throw. */
   readonly read: (event: string | undefined, data: unknown) => StreamReading
 }
+
+/**
+ * A request, as far as a provider's data need to know it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface RequestShape {
+  readonly method: string
+  readonly url: URL
+  readonly headers: Headers
+  /** The body, if it is text. */
+  readonly text: string | undefined
+  /** The body, if it is a form. */
+  readonly form: FormData | undefined
+}
+
+/**
+ * What of a request decides how it is pooled.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface RequestFacts {
+  readonly model: string | undefined
+  /** Whether the answer is to be a stream of events. */
+  readonly streaming: boolean
+  /** Whether sending it twice can do harm: it creates something, or nobody knows. */
+  readonly creating: boolean
+}
+
+/**
+ * What a pool has to say when it gives up, in place of an answer of the provider.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface GivenUp {
+  readonly status: number
+  readonly code: string
+  readonly message: string
+  readonly id: string
+}
+
+/**
+ * A provider, as data and small pure functions.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Provider {
+  /** As in errors and events, such as `openai`. */
+  readonly name: string
+  readonly dialect: ErrorDialect
+  readonly grammar: StreamGrammar
+  /** The credential header that a key goes into, and how. */
+  readonly credential: (secret: string) => readonly [header: string, value: string]
+  /** Every header that may carry a credential; what the SDK put there is taken out. Lower-case. */
+  readonly credentialHeaders: ReadonlyArray<string>
+  readonly facts: (request: RequestShape) => RequestFacts
+  /** Whether an event of a stream is its proper end. */
+  readonly ends: (event: string | undefined, data: string) => boolean
+  /** The provider's id of an answer. */
+  readonly requestId: (headers: Headers) => string | undefined
+  /** The body of an error, worded as the provider words its own, so that its SDK understands it. */
+  readonly renderError: (error: GivenUp) => unknown
+}

@@ -218,7 +218,7 @@ const accessRules: ReadonlyArray<ErrorRule> = [
       "(?:invalid|incorrect|expired|revoked) (?:x-)?(?:api[-_ ]?(?:key|token)|bearer token)|" +
         "api[-_ ]?(?:key|token) (?:is |was |has )?(?:been )?" +
         "(?:not valid|not found|invalid|expired|revoked|disabled|deleted)|" +
-        "api[-_ ]?key .{0,20}reported as leaked",
+        "api[-_ ]?key.{0,20} (?:reported as leaked|is invalid)",
       "i"
     ),
     verdict: badKey
@@ -249,7 +249,7 @@ const moneyRules: ReadonlyArray<ErrorRule> = [
         "used all (?:available |of your )?credits|" +
         "(?:no|n[o']t have (?:any|enough)|out of)(?: \\w+)? credits|" +
         "(?:reached|exceeded|crossed|hit|over)\\b.{0,60}\\b(?:usage|spend|spending|billing) (?:limit|threshold)|" +
-        "billing hard limit|not active.{0,40}billing",
+        "billing hard limit|credit limit (?:exceeded|reached)|not active.{0,40}billing",
       "i"
     ),
     verdict: quota

@@ -116,6 +116,14 @@ describe("Sse", () => {
     assert.strictEqual(events[0]?.data?.length, 200_000)
   })
 
+  it("keeps a line that comes byte by byte in few pieces, each copied few times", () => {
+    let state = Sse.initial
+    for (let i = 0; i < 1023; i++) state = Sse.feed(state, "x")[1]
+    const sizes: Array<number> = []
+    for (let piece = state.line; piece !== undefined; piece = piece.before) sizes.push(piece.bytes.length)
+    assert.deepStrictEqual(sizes, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+  })
+
   const piece = FastCheck.constantFrom(
     "\r\n",
     "\n",

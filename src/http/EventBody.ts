@@ -1,0 +1,328 @@
+/**
+ * The body of an event stream: read up to its first content, so that what fails before can be tried elsewhere; then
+ * handed on as it arrives, watched for a late error and for its proper end.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import type * as Fault from "../Fault.js"
+import type { Provider } from "../providers/Provider.js"
+import * as Classifier from "./Classifier.js"
+import * as Scrub from "./Scrub.js"
+import * as Sse from "./Sse.js"
+
+/**
+ * A body that has been read up to its first content. `rest` reads on; `held` is what was read so far.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Opened {
+  readonly _tag: "Opened"
+  readonly held: ReadonlyArray<Uint8Array>
+  readonly parser: Sse.SseState
+  /** A read that is under way: its chunk comes first. */
+  readonly pending: Promise<Read> | undefined
+  readonly ended: boolean
+}
+
+/**
+ * A body that failed before its first content.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Failed {
+  readonly _tag: "Failed"
+  readonly held: ReadonlyArray<Uint8Array>
+  readonly fault: Fault.Fault
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type Read = ReadableStreamReadResult<Uint8Array>
+
+/**
+ * How much may be held back: events, bytes, and milliseconds after the headers.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Limits {
+  readonly events: number
+  readonly bytes: number
+  readonly millis: number
+}
+
+/**
+ * 64 events, 256 KiB, 5 seconds.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const defaultLimits: Limits = { events: 64, bytes: 256 * 1024, millis: 5_000 }
+
+/**
+ * Reads up to the first content, or as much as may be held back. Fails with what `read` threw.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const open = Effect.fnUntraced(function*(
+  provider: Provider,
+  reader: ReadableStreamDefaultReader<Uint8Array>,
+  headers: Headers,
+  limits: Limits
+) {
+  const started = yield* now
+  const held: Array<Uint8Array> = []
+  let parser = Sse.initial
+  let bytes = 0
+  let events = 0
+  for (;;) {
+    const left = limits.millis - ((yield* now) - started)
+    const pending = reader.read()
+    const read = yield* Effect.raceFirst(
+      Effect.tryPromise({ try: () => pending, catch: (error) => error }),
+      Effect.as(Effect.sleep(Math.max(0, Math.ceil(left))), undefined)
+    )
+    if (read === undefined) return { _tag: "Opened", held, parser, pending, ended: false } satisfies Opened
+    const [completed, next] = read.done ? [lastOf(parser), parser] : Sse.feed(parser, read.value)
+    parser = next
+    if (!read.done) {
+      held.push(read.value)
+      bytes += read.value.byteLength
+    }
+    for (const event of completed) {
+      const reading = Sse.firstContent(provider.grammar, event)
+      if (reading === "lifecycle") continue
+      if (reading !== "error") {
+        return { _tag: "Opened", held, parser, pending: undefined, ended: read.done } satisfies Opened
+      }
+      return {
+        _tag: "Failed",
+        held,
+        fault: yield* faultOf(provider, event, headers, "before-content")
+      } satisfies Failed
+    }
+    // Nothing at all, or nothing but the overture: whatever it was, it was cut.
+    if (read.done) return { _tag: "Failed", held, fault: Classifier.cut } satisfies Failed
+    events += completed.length
+    if (events >= limits.events || bytes >= limits.bytes) {
+      return { _tag: "Opened", held, parser, pending: undefined, ended: false } satisfies Opened
+    }
+  }
+})
+
+/**
+ * Who is told what becomes of a body that is handed on.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Listener {
+  /** It failed after its beginning had been handed on. */
+  readonly late: (fault: Fault.Fault) => void
+  /** It is over: read to its end, failed, or cancelled. Told once. */
+  readonly ended: () => void
+  /** A read begins, or is over. */
+  readonly reading: (active: boolean) => void
+}
+
+/**
+ * The rest of an opened body as a stream: chunks pass as they arrive, when they are asked for. Of an event that is an
+ * error, the secret is taken out; nothing else is changed.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const rest = (
+  provider: Provider,
+  reader: ReadableStreamDefaultReader<Uint8Array>,
+  headers: Headers,
+  opened: Opened,
+  secret: string,
+  clock: () => number,
+  listener: Listener
+): ReadableStream<Uint8Array> => {
+  const scrubError = Scrub.error(secret)
+  let watch = watchFrom(provider, secret)
+  let pending = opened.pending
+  let over = false
+  const queue = [...opened.held]
+  const end = () => {
+    if (over) return
+    over = true
+    listener.ended()
+  }
+  const take = (chunk: Uint8Array): ReadonlyArray<Uint8Array> => {
+    const step = feed(provider, watch, chunk)
+    watch = step.watch
+    for (const event of step.errors) {
+      const fault = Classifier.classifyEvent(provider.dialect, event, {
+        headers,
+        now: clock(),
+        streaming: "after-content"
+      })
+      if (fault !== undefined) listener.late(fault)
+    }
+    return step.out
+  }
+  return new ReadableStream<Uint8Array>({
+    pull: async (controller) => {
+      listener.reading(true)
+      try {
+        for (;;) {
+          const held = queue.shift()
+          const read: Read = held !== undefined
+            ? { done: false, value: held }
+            : opened.ended
+            ? { done: true, value: undefined }
+            : await (pending ?? reader.read())
+          if (held === undefined) pending = undefined
+          if (read.done) {
+            const left = flush(watch)
+            if (left !== undefined) controller.enqueue(left)
+            if (!watch.terminated && !watch.failed) listener.late(Classifier.cut)
+            end()
+            controller.close()
+            return
+          }
+          const out = take(read.value)
+          for (const chunk of out) controller.enqueue(chunk)
+          if (out.length > 0) return
+        }
+      } catch (error) {
+        const fault = Classifier.classifyThrown(error)
+        if (fault !== "cancelled") listener.late(fault)
+        end()
+        controller.error(scrubError(error))
+      } finally {
+        listener.reading(false)
+      }
+    },
+    cancel: (reason) => {
+      end()
+      return reader.cancel(reason)
+    }
+  }, { highWaterMark: 0 })
+}
+
+/** What is known of a body between two chunks. `held` are bytes that may show the secret inside an error. */
+interface Watch {
+  readonly parser: Sse.SseState
+  readonly held: Uint8Array
+  readonly secrets: ReadonlyArray<Uint8Array>
+  readonly scrub: (text: string) => string
+  readonly terminated: boolean
+  readonly failed: boolean
+}
+
+const watchFrom = (_: Provider, secret: string): Watch => ({
+  parser: Sse.initial,
+  held: none,
+  secrets: Scrub.forms(secret).map((form) => encoder.encode(form)),
+  scrub: Scrub.text(secret),
+  terminated: false,
+  failed: false
+})
+
+interface Fed {
+  readonly watch: Watch
+  readonly out: ReadonlyArray<Uint8Array>
+  readonly errors: ReadonlyArray<Sse.SseEvent>
+}
+
+/**
+ * Takes a chunk and says what of it may pass. Everything passes at once, but for bytes that look like the secret: those
+ * wait until their event is complete, so that its kind is known.
+ */
+const feed = (provider: Provider, watch: Watch, chunk: Uint8Array): Fed => {
+  const [events, parser] = Sse.feed(watch.parser, chunk)
+  const bytes = watch.held.byteLength === 0 ? chunk : concat(watch.held, chunk)
+  // The offset in the stream of the first byte that has not passed.
+  const offset = parser.offset - bytes.byteLength
+  const out: Array<Uint8Array> = []
+  const errors: Array<Sse.SseEvent> = []
+  let passed = 0
+  let terminated = watch.terminated
+  for (const event of events) {
+    if (event.data !== undefined && provider.ends(event.event, event.data)) terminated = true
+    if (!looksLikeError(event) || Sse.firstContent(provider.grammar, event) !== "error") continue
+    errors.push(event)
+    const from = Math.max(0, event.start - offset)
+    const to = event.end - offset
+    if (from > passed) out.push(bytes.subarray(passed, from))
+    out.push(encoder.encode(watch.scrub(decoder.decode(bytes.subarray(from, to)))))
+    passed = to
+  }
+  const open = Math.max(passed, parser.start - offset)
+  const suspect = firstSuspect(bytes, open, watch.secrets)
+  const held = suspect < 0 || bytes.byteLength - suspect > maxHeld ? none : bytes.slice(suspect)
+  const until = bytes.byteLength - held.byteLength
+  if (until > passed) out.push(bytes.subarray(passed, until))
+  return {
+    watch: { ...watch, parser, held, terminated, failed: watch.failed || errors.length > 0 },
+    out,
+    errors
+  }
+}
+
+const flush = (watch: Watch): Uint8Array | undefined =>
+  watch.held.byteLength === 0 ? undefined : encoder.encode(watch.scrub(decoder.decode(watch.held)))
+
+/** Parsing each event would cost more than all the rest; an error names itself. */
+const looksLikeError = (event: Sse.SseEvent): boolean =>
+  event.event === "error" || (event.data !== undefined &&
+    (event.data.includes("\"error\"") || event.data.includes("\"response.failed\"")))
+
+/** Where, from `from` on, a secret starts, or may start at the end of the bytes. */
+const firstSuspect = (bytes: Uint8Array, from: number, secrets: ReadonlyArray<Uint8Array>): number => {
+  for (let at = from; at < bytes.byteLength; at++) {
+    for (const secret of secrets) {
+      if (bytes[at] !== secret[0]) continue
+      const length = Math.min(secret.byteLength, bytes.byteLength - at)
+      let same = 1
+      while (same < length && bytes[at + same] === secret[same]) same++
+      if (same === length) return at
+    }
+  }
+  return -1
+}
+
+const lastOf = (parser: Sse.SseState): ReadonlyArray<Sse.SseEvent> => {
+  const last = Sse.finish(parser)
+  return last === undefined ? [] : [last]
+}
+
+const faultOf = (
+  provider: Provider,
+  event: Sse.SseEvent,
+  headers: Headers,
+  streaming: Classifier.Phase
+): Effect.Effect<Fault.Fault> =>
+  Effect.clockWith((clock) =>
+    Effect.succeed(
+      Classifier.classifyEvent(provider.dialect, event, {
+        headers,
+        now: clock.unsafeCurrentTimeMillis(),
+        streaming
+      }) ?? Classifier.cut
+    )
+  )
+
+const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {
+  const joined = new Uint8Array(a.byteLength + b.byteLength)
+  joined.set(a)
+  joined.set(b, a.byteLength)
+  return joined
+}
+
+const now = Effect.clockWith((clock) => Effect.succeed(clock.unsafeCurrentTimeMillis()))
+const none = new Uint8Array(0)
+const encoder = new TextEncoder()
+const decoder = new TextDecoder()
+/** An event that goes on and on is not waited for: it passes. */
+const maxHeld = 256 * 1024
