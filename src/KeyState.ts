@@ -27,6 +27,8 @@ export interface KeyState extends Strategy.Candidate {
   readonly ramp: Ramp | undefined
   /** Where it stands among the gated keys: the instant it may open. `undefined` while it is eligible. */
   readonly gatedUntil: number | undefined
+  /** Whether an event may open it before that. */
+  readonly gatedEarly: boolean
 }
 
 /**
@@ -53,7 +55,8 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   breaker: CircuitBreaker.initial,
   bench: undefined,
   ramp: undefined,
-  gatedUntil: undefined
+  gatedUntil: undefined,
+  gatedEarly: false
 })
 
 /**

@@ -22,6 +22,7 @@ import * as RetryPolicy from "./RetryPolicy.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Strategy from "./Strategy.js"
 import type * as Telemetry from "./Telemetry.js"
+import * as Tournament from "./Tournament.js"
 
 /**
  * What the steps need to know of the settings; all times in milliseconds.
@@ -96,13 +97,15 @@ export interface Rest {
   readonly ids: HashMap.HashMap<string, number>
   /** Slots that keys have left. */
   readonly free: ReadonlyArray<number>
-  readonly gated: RedBlackTree.RedBlackTree<Opening, number>
+  readonly gated: Tournament.Tournament<Opening>
   readonly groups: HashMap.HashMap<string, Group>
   /** Cooldowns for one model only. */
   readonly models: HashMap.HashMap<string, ModelBenches>
   /** Whether some key may serve certain models only. */
   readonly restricted: boolean
   readonly breakersOpen: number
+  /** Gated keys that an event may open at any moment. */
+  readonly gatedEarly: number
   readonly floorAt: number
   readonly tokens: RetryPolicy.Tokens
   /** Calls counted into `tokens` so far. */
@@ -112,8 +115,16 @@ export interface Rest {
   readonly waiting: number
 }
 
-/** A gated key's place: when it may open, then its slot. */
-type Opening = readonly [until: number, slot: number]
+/**
+ * A gated key's place among the others: when it may open.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Opening {
+  readonly slot: number
+  readonly until: number
+}
 
 /**
  * @since 0.1.0
@@ -186,8 +197,7 @@ export interface Waiter {
   readonly answer: Deferred.Deferred<LeaseRecord | undefined>
 }
 
-const byOpening: Order.Order<Opening> = (a, b) =>
-  a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : a[1] < b[1] ? -1 : a[1] > b[1] ? 1 : 0
+const opensFirst = (a: Opening, b: Opening): boolean => a.until < b.until || (a.until === b.until && a.slot < b.slot)
 const byNumber: Order.Order<number> = (a, b) => a < b ? -1 : a > b ? 1 : 0
 
 /**
@@ -207,11 +217,12 @@ export const make = (config: Config, keys: ReadonlyArray<ApiKey.ApiKey>, now: nu
       closed: false,
       ids: HashMap.empty(),
       free: [],
-      gated: RedBlackTree.empty(byOpening),
+      gated: Tournament.empty(opensFirst),
       groups: HashMap.empty(),
       models: HashMap.empty(),
       restricted: false,
       breakersOpen: 0,
+      gatedEarly: 0,
       floorAt: -Infinity,
       tokens: RetryPolicy.tokens(now, config.tokens),
       tokenCalls: 0,
@@ -363,7 +374,7 @@ const noEvents: ReadonlyArray<Telemetry.Unnumbered> = []
  */
 export const lease = (config: Config, before: PoolState, request: Request, now: number): Leased => {
   const state = now >= before.nextOpening ? reopen(config, before, now) : before
-  const barred = request.model !== undefined && (state.rest.restricted || HashMap.size(state.rest.models) > 0)
+  const barred = request.model !== undefined && narrowed(state)
     ? (slot: number) => {
       const key = SlotMap.get(state.slots, slot)
       return key === undefined || modelGate(config, state, key, request.model as string, now) !== undefined
@@ -479,18 +490,15 @@ const floorKey = (
   request: Pick<Request, "model" | "only">,
   now: number
 ): KeyState.KeyState | undefined => {
-  let nearest: KeyState.Closed | undefined
+  const first = nearest(config, state, request, now)
+  // An attempt that runs may open its key at any moment: nothing is nearer than that.
+  if (!first.guessed || first.early) return undefined
   let oldest: KeyState.KeyState | undefined
   for (const key of SlotMap.values(state.slots)) {
-    if (request.only?.(key.key) === false) continue
-    const closed = requestGate(config, state, key, request.model, now)
-    if (closed === undefined) continue
-    // An attempt that runs may open its key at any moment: nothing is nearer than that.
-    if (closed.early) return undefined
-    if (nearest === undefined || closed.until < nearest.until) nearest = closed
-    if (closed.guessed && (oldest === undefined || key.lastUsed < oldest.lastUsed)) oldest = key
+    if (request.only?.(key.key) === false || (oldest !== undefined && key.lastUsed >= oldest.lastUsed)) continue
+    if (requestGate(config, state, key, request.model, now)?.guessed === true) oldest = key
   }
-  return nearest?.guessed === true ? oldest : undefined
+  return oldest
 }
 
 /**
@@ -506,23 +514,45 @@ export const opening = (
   request: Pick<Request, "model" | "only">,
   now: number
 ): { readonly at: number; readonly early: boolean } => {
+  const { at, early, guessed } = nearest(config, state, request, now)
+  return config.floorMillis !== undefined && guessed && !early
+    ? { at: Math.min(at, Math.max(now, state.rest.floorAt + config.floorMillis)), early }
+    : { at, early }
+}
+
+/** The gate that opens first; `early` if any may open by an event. */
+const nearest = (
+  config: Config,
+  state: PoolState,
+  request: Pick<Request, "model" | "only">,
+  now: number
+): { readonly at: number; readonly early: boolean; readonly guessed: boolean } => {
+  if (request.only === undefined && (request.model === undefined || !narrowed(state))) {
+    if (state.index.size > 0) return { at: now, early: false, guessed: false }
+    const first = Tournament.best(state.rest.gated)
+    const key = first === undefined ? undefined : SlotMap.get(state.slots, first.slot)
+    if (key === undefined) return { at: Infinity, early: false, guessed: false }
+    const closed = keyGate(config, state, key, now)
+    return { at: closed?.until ?? now, early: state.rest.gatedEarly > 0, guessed: closed?.guessed === true }
+  }
   let at = Infinity
   let early = false
   let guessed = false
   for (const key of SlotMap.values(state.slots)) {
     if (request.only?.(key.key) === false) continue
     const closed = requestGate(config, state, key, request.model, now)
-    if (closed === undefined) return { at: now, early: false }
+    if (closed === undefined) return { at: now, early: false, guessed: false }
     early = early || closed.early
     if (closed.until < at) {
       at = closed.until
       guessed = closed.guessed
     }
   }
-  return config.floorMillis !== undefined && guessed && !early
-    ? { at: Math.min(at, Math.max(now, state.rest.floorAt + config.floorMillis)), early }
-    : { at, early }
+  return { at, early, guessed }
 }
+
+/** Whether some keys may serve some models only, for now or for good. */
+const narrowed = (state: PoolState): boolean => state.rest.restricted || hasModels(state)
 
 // ---------------------------------------------------------------------------------------------------------- settle
 
@@ -1149,18 +1179,26 @@ const place = (config: Config, state: PoolState, key: KeyState.KeyState, now: nu
   const old = SlotMap.get(state.slots, key.slot)
   const closed = keyGate(config, state, key, now)
   const gatedUntil = closed?.until
-  const placed: KeyState.KeyState = key.gatedUntil === gatedUntil ? key : { ...key, gatedUntil }
+  const gatedEarly = closed?.early === true
+  const placed: KeyState.KeyState = key.gatedUntil === gatedUntil && key.gatedEarly === gatedEarly
+    ? key
+    : { ...key, gatedUntil, gatedEarly }
   const wasOpen = old !== undefined && old.breaker._tag !== "Closed" ? 1 : 0
   const isOpen = placed.breaker._tag === "Closed" ? 0 : 1
   const oldUntil = old?.gatedUntil
   let gated = state.rest.gated
   if (oldUntil !== gatedUntil) {
-    if (oldUntil !== undefined) gated = RedBlackTree.removeFirst(gated, [oldUntil, key.slot])
-    if (gatedUntil !== undefined) gated = RedBlackTree.insert(gated, [gatedUntil, key.slot], key.slot)
+    gated = gatedUntil === undefined
+      ? Tournament.remove(gated, key.slot)
+      : Tournament.set(gated, { slot: key.slot, until: gatedUntil })
   }
-  const rest = gated === state.rest.gated && wasOpen === isOpen
-    ? state.rest
-    : { ...state.rest, gated, breakersOpen: state.rest.breakersOpen + isOpen - wasOpen }
+  const wasEarly = old?.gatedEarly === true
+  const rest = gated === state.rest.gated && wasOpen === isOpen && wasEarly === gatedEarly ? state.rest : {
+    ...state.rest,
+    gated,
+    breakersOpen: state.rest.breakersOpen + isOpen - wasOpen,
+    gatedEarly: state.rest.gatedEarly + (gatedEarly ? 1 : 0) - (wasEarly ? 1 : 0)
+  }
   return {
     slots: SlotMap.set(state.slots, key.slot, placed),
     index: gatedUntil === undefined ? state.index.insert(placed) : state.index.remove(key.slot),
@@ -1171,10 +1209,7 @@ const place = (config: Config, state: PoolState, key: KeyState.KeyState, now: nu
   }
 }
 
-const earliest = (gated: Rest["gated"]): number => {
-  const first = RedBlackTree.first(gated)
-  return first._tag === "None" ? Infinity : first.value[0][0]
-}
+const earliest = (gated: Rest["gated"]): number => Tournament.best(gated)?.until ?? Infinity
 
 /** Puts every key of a group where it belongs now. */
 const placeGroup = (config: Config, state: PoolState, group: string | undefined, now: number): PoolState => {
@@ -1190,9 +1225,8 @@ const placeGroup = (config: Config, state: PoolState, group: string | undefined,
 const reopen = (config: Config, state: PoolState, now: number): PoolState => {
   let next = state
   while (next.nextOpening <= now) {
-    const first = RedBlackTree.first(next.rest.gated)
-    if (first._tag === "None") break
-    const key = SlotMap.get(next.slots, first.value[1])
+    const first = Tournament.best(next.rest.gated)
+    const key = first === undefined ? undefined : SlotMap.get(next.slots, first.slot)
     if (key === undefined) break
     const placed = place(config, next, key, now)
     // Its gate would still not let it go: it stands there again, and nothing else can open before it.
@@ -1293,9 +1327,7 @@ const removeKey = (state: PoolState, key: KeyState.KeyState): PoolState => {
   const group = key.key.quotaGroup
   const members = group === undefined ? undefined : HashMap.get(state.rest.groups, group)
   const left = members?._tag === "Some" ? members.value.members.filter((slot) => slot !== key.slot) : []
-  const gated = current?.gatedUntil === undefined
-    ? state.rest.gated
-    : RedBlackTree.removeFirst(state.rest.gated, [current.gatedUntil, key.slot])
+  const gated = Tournament.remove(state.rest.gated, key.slot)
   return {
     ...state,
     slots: SlotMap.remove(state.slots, key.slot),
@@ -1307,6 +1339,7 @@ const removeKey = (state: PoolState, key: KeyState.KeyState): PoolState => {
       free: [...state.rest.free, key.slot],
       gated,
       breakersOpen: state.rest.breakersOpen - (current === undefined || current.breaker._tag === "Closed" ? 0 : 1),
+      gatedEarly: state.rest.gatedEarly - (current?.gatedEarly === true ? 1 : 0),
       groups: group === undefined || members?._tag !== "Some"
         ? state.rest.groups
         : left.length === 0

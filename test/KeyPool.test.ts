@@ -240,12 +240,14 @@ describe("breaker", () => {
       assert.strictEqual((yield* provider.sent).length, 1)
     }))
 
-  const halfOpen = Effect.gen(function*() {
-    const pool = yield* KeyPool.make({ keys: keys("a"), ...plain, ...once })
-    yield* trip(pool, "a")
-    yield* TestClock.adjust("30 seconds")
-    return pool
-  })
+  const halfOpenAs = (name: string) =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("a"), name, ...plain, ...once })
+      yield* trip(pool, "a")
+      yield* TestClock.adjust("30 seconds")
+      return pool
+    })
+  const halfOpen = halfOpenAs("first")
 
   test("B3: the probe is decided at commit, not at the end", () =>
     Effect.gen(function*() {
@@ -268,7 +270,7 @@ describe("breaker", () => {
       assert.strictEqual(key.breaker, "closed")
       assert.strictEqual(key.closed?.gate, "cooldown")
       assert.strictEqual(yield* closedFor(limited, "a"), 7_020)
-      const rejected = yield* halfOpen
+      const rejected = yield* halfOpenAs("second")
       yield* report(rejected, "a", "Rejected")
       assert.strictEqual((yield* keyOf(rejected, "a")).breaker, "closed")
     }))
@@ -330,7 +332,8 @@ describe("breaker", () => {
   const reentry = (kind: Fault.Kind, details: Fault.Details, wait: number) =>
     Effect.gen(function*() {
       const provider = yield* upstream({ a: ok(100) })
-      const pool = yield* KeyPool.make({ keys: keys("a"), ...plain })
+      const name = `${kind} ${wait}`
+      const pool = yield* KeyPool.make({ keys: keys("a"), name, ...plain })
       yield* report(pool, "a", kind, details)
       assert.strictEqual(yield* closedFor(pool, "a"), wait)
       yield* TestClock.adjust(wait)
@@ -492,7 +495,7 @@ describe("keys at run time", () => {
 
   test("K5: a key that is added again with another quota group shares that group's limits", () =>
     Effect.gen(function*() {
-      const pool = yield* KeyPool.make({ keys: keys("abc", { b: { quotaGroup: "g" } }), ...plain })
+      const pool = yield* KeyPool.make({ keys: keys("bca", { b: { quotaGroup: "g" } }), ...plain })
       yield* pool.keyring.add({ secret: "secret-a", label: "a", quotaGroup: "g" })
       yield* report(pool, "b", "RateLimited", { scope: "group", wait: "5 seconds" })
       assert.deepStrictEqual(yield* labels(pool, 6), ["c"])
@@ -510,12 +513,14 @@ describe("keys at run time", () => {
 
   test("K5: a slot that is used again starts with a clean key", () =>
     Effect.gen(function*() {
+      const provider = yield* upstream({ a: bad("RateLimited", { wait: "1 hour", perModel: true }) })
       const pool = yield* KeyPool.make({ keys: keys("ab"), ...plain })
-      yield* report(pool, "a", "RateLimited", { wait: "1 hour", perModel: true })
+      assert.strictEqual(yield* pool.run(provider.send, { model: "large" }), "b")
       yield* report(pool, "a", "RateLimited", { wait: "1 hour" })
-      yield* pool.keyring.replace(yield* idOf(pool, "a"), { secret: "secret-c", label: "c" })
-      yield* pool.keyring.add({ secret: "secret-d", label: "d" })
-      assert.deepStrictEqual(yield* labels(pool, 6), ["b", "c", "d"])
+      yield* pool.keyring.retire(yield* idOf(pool, "a"))
+      yield* pool.keyring.add({ secret: "secret-c", label: "c" })
+      const served = yield* Effect.all(Array.from({ length: 4 }, () => pool.run(labelOf, { model: "large" })))
+      assert.deepStrictEqual([...new Set(served)].sort(), ["b", "c"])
     }))
 
   test("K5: disable and enable while calls run", () =>
@@ -666,6 +671,7 @@ describe("keys at run time", () => {
       yield* Effect.fork(pool.run(provider.send))
       yield* calm
       yield* pool.keyring.add({ secret: "secret-c", label: "c" })
+      yield* calm
       yield* pool.keyring.retire(yield* idOf(pool, "a"))
       assert.deepStrictEqual(yield* rings, ["ab", "abc", "bc"])
     }))
@@ -934,7 +940,7 @@ describe("telemetry", () => {
       const events = yield* watch
       const many = Array.from({ length: 40 }, (_, i) => ({ secret: `secret-${i}`, label: `${i}` }))
       const provider = yield* upstream(() => bad("Unauthorized"))
-      const pool = yield* KeyPool.make({ keys: many, ...plain, rotations: 50 })
+      const pool = yield* KeyPool.make({ keys: many, ...plain, rotations: 50, budget: "10 seconds" })
       const error = yield* Effect.flip(pool.run(provider.send))
       assert.strictEqual(error._tag, "AllKeysExhausted")
       if (error._tag !== "AllKeysExhausted") return
@@ -1063,7 +1069,7 @@ describe("typed errors", () => {
       yield* Scope.extend(KeyPool.make({ keys: keys("a") }), scope).pipe(
         Effect.provideService(PoolStore.PoolStore, store)
       )
-      const closing = yield* Effect.fork(Scope.close(scope, Exit.void))
+      const closing = yield* Effect.forkDaemon(Scope.close(scope, Exit.void))
       yield* TestClock.adjust("10 seconds")
       assert.isTrue(Option.isSome(yield* Fiber.poll(closing)))
     }))

@@ -46,7 +46,7 @@ for (const [name, keyringOf] of [["alone", alone], ["of a pool", ofPool]] as con
         const keyring = yield* keyringOf
         assert.deepStrictEqual(yield* secretsOf(keyring), ["sk-one", "sk-two"])
         const found = yield* keyring.get(idOf("sk-two"))
-        assert.deepStrictEqual(Option.map(found, (key) => Redacted.value(key.secret)), Option.some("sk-two"))
+        assert.strictEqual(Redacted.value(Option.getOrThrow(found).secret), "sk-two")
         assert.isTrue(Option.isNone(yield* keyring.get("key_none")))
       }))
 

@@ -44,10 +44,10 @@ export type Phase = "before-content" | "after-content"
  *
  * @example
  * ```ts
- * import * as Classifier from "effect-keymesh/http/Classifier"
- * import * as dialects from "effect-keymesh/providers/dialects"
+ * import * as Classifier from "effect-keymesh/Classifier"
+ * import * as Providers from "effect-keymesh/Providers"
  *
- * const fault = Classifier.classify(dialects.openai, {
+ * const fault = Classifier.classify(Providers.openAi.dialect, {
  *   status: 429,
  *   headers: { "retry-after": "2" },
  *   body: { error: { code: "rate_limit_exceeded" } },
@@ -91,7 +91,7 @@ export const classifyEvent = (
  *
  * @example
  * ```ts
- * import * as Classifier from "effect-keymesh/http/Classifier"
+ * import * as Classifier from "effect-keymesh/Classifier"
  *
  * const fault = Classifier.classifyThrown(Object.assign(new Error("connect"), { code: "ECONNREFUSED" }))
  * // Network, unprocessed

@@ -57,14 +57,6 @@ export const maxParsed = 256 * 1024
  * Reads a body: text (JSON, server-sent events, HTML, anything), bytes, or what a JSON parser already made of it. Never
  * throws.
  *
- * @example
- * ```ts
- * import * as ErrorBody from "effect-keymesh/http/ErrorBody"
- *
- * const body = ErrorBody.read("{\"error\":{\"code\":\"insufficient_quota\",\"message\":\"No credit.\"}}")
- * // body.codes: ["insufficient_quota"], body.message: "No credit."
- * ```
- *
  * @since 0.1.0
  * @category constructors
  */

@@ -106,15 +106,6 @@ export const initial: SseState = make(defaultLimit)
  * Line ends may be CRLF, CR or LF. When a chunk ends between the CR and the LF of an event's blank line, the event is
  * given at once and the LF counts to the next one.
  *
- * @example
- * ```ts
- * import * as Sse from "effect-keymesh/http/Sse"
- *
- * const [events, state] = Sse.feed(Sse.initial, "event: ping\ndata: {}\n\ndata: he")
- * const [more] = Sse.feed(state, "llo\n\n")
- * // events[0]: { event: "ping", data: "{}", start: 0, end: 22, … }, more[0]: { data: "hello", start: 22, end: 35, … }
- * ```
- *
  * @since 0.1.0
  * @category combinators
  */
@@ -164,16 +155,6 @@ export const finish = (state: SseState): SseEvent | undefined => {
 /**
  * What an event means to somebody who waits for the first content. Pings and comments are `lifecycle`; events too large
  * to keep, and events that are no JSON, are `content`: they belong to the caller.
- *
- * @example
- * ```ts
- * import { openAiGrammar } from "effect-keymesh/providers/grammars"
- * import * as Sse from "effect-keymesh/http/Sse"
- *
- * const [events] = Sse.feed(Sse.initial, "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\n\n")
- * const readings = events.map((event) => Sse.firstContent(openAiGrammar, event))
- * // ["content"]
- * ```
  *
  * @since 0.1.0
  * @category getters

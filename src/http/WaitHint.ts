@@ -75,7 +75,7 @@ export type HeaderMap = ReadonlyMap<string, string>
  *
  * @example
  * ```ts
- * import * as WaitHint from "effect-keymesh/http/WaitHint"
+ * import * as WaitHint from "effect-keymesh/WaitHint"
  *
  * const hint = WaitHint.fromAnswer({ status: 429, headers: { "Retry-After": "0.75" }, body: "", now: 0 })
  * // { waitMillis: 750, source: "header:retry-after" }
