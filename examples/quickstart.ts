@@ -1,9 +1,9 @@
 /**
  * The pool at work, as it happens: `npm start`.
  *
- * With nothing configured, the official `openai` SDK talks to a make-believe OpenAI on this machine, which revokes a key,
- * limits rates and fails for a while. With OPENAI_API_KEYS (comma-separated) a few small calls go to the real API, with
- * the model OPENAI_MODEL.
+ * With nothing configured, the official `openai` SDK talks to a make-believe OpenAI on this machine, which revokes a
+ * key, limits rates and fails for a while. With OPENAI_API_KEYS (comma-separated) a few small calls go to the real API,
+ * with the model OPENAI_MODEL.
  */
 import * as ApiKey from "effect-keymesh/ApiKey"
 import * as KeyPool from "effect-keymesh/KeyPool"
@@ -68,7 +68,7 @@ const rehearsal = (model: string) =>
     yield* settled
 
     yield* Print.title(
-      "alpha and bravo take 2 requests per second each, and 6 calls come at once: 2 must wait, just as long"
+      "alpha and bravo take 2 requests a second each, and 6 come at once: 2 wait for the instant a key is free"
     )
     const limited = { latencyMs: 40, limit: { requestsPerMinute: 120, windowMs: 1_000 } }
     yield* fake.set(alpha, limited)
@@ -84,10 +84,10 @@ const rehearsal = (model: string) =>
     yield* summary("fake")
   }).pipe(Effect.scoped, Effect.provide(KeyPool.layerDefaults))
 
-const answer = "A key that rests is not a key that is lost. The pool remembers how long each one must be left alone, " +
-  "asks another one meanwhile, and comes back with a single careful question before it sends the crowd."
+const answer = "A key that rests is not a key that is lost. The pool remembers how long to leave it alone,\n  " +
+  "asks another one meanwhile, and comes back with one careful question before it sends the crowd."
 
-// ------------------------------------------------------------------------------------------------- against the real API
+// ------------------------------------------------------------------------------------------------ against the real API
 
 const forReal = (keys: ReadonlyArray<ApiKey.Input>, model: string) =>
   Effect.gen(function*() {
@@ -153,7 +153,9 @@ const start = (model: string, settings: OpenAi.Settings) =>
         })
         yield* Print.say(Print.table(["key", "id", "attempts", "served", "faults", "breaker", "state"], rows))
         const { attempts, calls, faults } = yield* SubscriptionRef.get(tally)
-        const seen = faults === 0 ? "no fault at all" : `${faults} faults, none of which the caller saw`
+        const seen = faults === 0
+          ? "no fault at all"
+          : `${faults} ${faults === 1 ? "fault" : "faults"}, none of which the caller saw`
         const text = `${calls} calls to the ${
           where === "fake" ? "fake" : `API at ${where}`
         }, ${attempts} attempts, ${seen}.`

@@ -13,7 +13,7 @@ import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import type { ConfigurationError } from "./KeymeshError.js"
-import { type Checked, finite, hasControl, integer, positive, refuse, refuseUnknown, text } from "./Settings.js"
+import { below, type Checked, finite, hasControl, integer, positive, refuse, refuseUnknown, text } from "./Settings.js"
 
 /**
  * What a key is declared to be allowed. Each is absent when not declared.
@@ -105,6 +105,9 @@ export const make = (input: Input, position = 0, path = "key"): Either.Either<Ap
   const options: Options = typeof input === "string" || Redacted.isRedacted(input) ? { secret: input } : input
   return Either.gen(function*() {
     yield* refuseUnknown(options, optionNames, path)
+    if (options.allowInsecureBaseUrl !== undefined && typeof options.allowInsecureBaseUrl !== "boolean") {
+      return yield* refuse(`${path}.allowInsecureBaseUrl`, "must be true or false")
+    }
     const secret = yield* secretOf(options.secret, `${path}.secret`)
     const baseUrl = options.baseUrl === undefined
       ? undefined
@@ -211,6 +214,7 @@ const optional = <A>(config: Config.Config<A>): Config.Config<A | undefined> =>
 const parse = (value: string, name: string): Either.Either<ReadonlyArray<Input>, ConfigError.ConfigError> => {
   const invalid = (problem: string) => Either.left(ConfigError.InvalidData([name], problem))
   const trimmed = value.trim()
+  if (/^[{"]/.test(trimmed)) return invalid("must be a JSON array of keys, or keys separated by commas")
   if (!trimmed.startsWith("[")) {
     const secrets = trimmed.split(",").map((part) => part.trim()).filter((part) => part !== "")
     return secrets.length === 0
@@ -288,7 +292,9 @@ export const baseUrlOf = (value: unknown, allowInsecure: boolean, path: string):
   if (url === undefined || (url.protocol !== "https:" && url.protocol !== "http:")) {
     return refuse(path, "must be an http or https URL")
   }
-  if (url.username !== "" || url.password !== "") return refuse(path, "must not hold credentials")
+  if (url.username !== "" || url.password !== "" || url.search !== "" || url.hash !== "") {
+    return refuse(path, "must not hold credentials, a query or a fragment")
+  }
   if (url.protocol === "http:" && !isLoopback(url.hostname) && !allowInsecure) {
     return refuse(path, "would send the secret in the clear: use https, or set allowInsecureBaseUrl")
   }
@@ -308,15 +314,30 @@ const limitsOf = (limits: Limits, path: string): Checked<Limits> =>
     return { ...limits }
   })
 
+const credentialHeaders = [
+  "authorization",
+  "proxy-authorization",
+  "cookie",
+  "api-key",
+  "x-api-key",
+  "x-goog-api-key"
+]
+
 const headersOf = (
-  headers: Readonly<Record<string, string>>,
+  headers: unknown,
   path: string
 ): Checked<Readonly<Record<string, string>>> => {
   const entries: Array<readonly [string, string]> = []
+  if (!Predicate.isRecord(headers) || ![Object.prototype, null].includes(Object.getPrototypeOf(headers))) {
+    return refuse(path, "must be a plain object of header names and values")
+  }
   for (const [name, value] of Object.entries(headers)) {
-    if (!/^[\w!#$%&'*+.^`|~-]+$/.test(name)) return refuse(`${path}.${name}`, "is not a header name")
+    if (!/^[\w!#$%&'*+.^`|~-]+$/.test(name)) return refuse(path, "must have header names")
+    if (credentialHeaders.includes(name.toLowerCase())) {
+      return refuse(below(path, name), "must not carry a credential: that is what `secret` is for")
+    }
     if (typeof value !== "string" || hasControl(value)) {
-      return refuse(`${path}.${name}`, "must be a text without control characters")
+      return refuse(below(path, name), "must be a text without control characters")
     }
     entries.push([name.toLowerCase(), value])
   }
@@ -324,6 +345,7 @@ const headersOf = (
 }
 
 const modelsOf = (models: ReadonlyArray<string>, path: string): Checked<ReadonlySet<string>> =>
-  Array.isArray(models) && models.length > 0 && models.every((model) => typeof model === "string" && model !== "")
+  Array.isArray(models) && models.length > 0 &&
+    models.every((model) => typeof model === "string" && model.trim() !== "")
     ? Either.right(new Set(models))
     : refuse(path, "must be a list of at least one model name")

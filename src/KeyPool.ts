@@ -18,6 +18,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import * as FiberRef from "effect/FiberRef"
+import { identity } from "effect/Function"
 import * as HashMap from "effect/HashMap"
 import * as Layer from "effect/Layer"
 import * as MutableRef from "effect/MutableRef"
@@ -40,6 +41,7 @@ import {
   type ConfigurationError,
   DeadlineExceeded,
   emptyTrail,
+  isPoolError,
   PoolClosed,
   type PoolError,
   type Trail
@@ -254,41 +256,43 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
   const wallOffset = Effect.clockWith((clock) => Effect.succeed(clock.unsafeCurrentTimeMillis() - nowOf(clock)))
   const started = yield* clockNow
   const state = yield* Ref.make(PoolState.make(config, resolved.keys, started))
-  const ticks = yield* PubSub.sliding<void>(1)
-  const circuits = yield* PubSub.sliding<CircuitEvent>(256)
+  const ticks = yield* Effect.acquireRelease(PubSub.sliding<void>(1), PubSub.shutdown)
+  const circuits = yield* Effect.acquireRelease(PubSub.sliding<CircuitEvent>(256), PubSub.shutdown)
   const wake = yield* Queue.sliding<void>(1)
   const dirty = yield* Queue.sliding<void>(1)
   const drains = yield* Ref.make(HashMap.empty<string, Deferred.Deferred<void>>())
 
   // ------------------------------------------------------------------------------------------------- what steps say
 
-  /** Publishes what a step says, answers those it served, and wakes whoever must look again. */
+  /**
+   * Publishes what a step says, answers those it served, and wakes whoever must look again. `before` is the state before
+   * the step; without it something has changed.
+   */
   const announce = (
-    events: ReadonlyArray<Telemetry.Unnumbered>,
-    answers: ReadonlyArray<PoolState.Answer>,
-    waiting: boolean
+    before: PoolState.PoolState | undefined,
+    { answers, events, state: after }: PoolState.Dispatched
   ): Effect.Effect<void> => {
     let effect: Effect.Effect<void> = Effect.void
-    if (events.length > 0) {
-      effect = telemetry.publish(events)
-      for (const event of events) {
-        if (event._tag === "circuit.open" || event._tag === "circuit.closed" || event._tag === "circuit.half-open") {
-          effect = Effect.zipRight(effect, PubSub.publish(circuits, event))
-        }
-        if (event._tag === "key.removed") effect = Effect.zipRight(effect, drained(event.keyId))
-      }
-      if (events.some(changesKeys)) {
-        effect = Effect.zipRight(
-          effect,
-          Effect.zipRight(PubSub.publish(ticks, undefined), Queue.offer(dirty, undefined))
-        )
-      }
-    }
     for (const answer of answers) {
       const lease = answer._tag === "Granted" ? answer.lease : undefined
       effect = Effect.zipRight(effect, Deferred.succeed(answer.waiter.answer, lease))
     }
-    return waiting ? Effect.zipRight(effect, Queue.offer(wake, undefined)) : effect
+    if (events.length > 0) effect = Effect.zipRight(effect, telemetry.publish(events))
+    for (const event of events) {
+      if (event._tag === "circuit.open" || event._tag === "circuit.closed" || event._tag === "circuit.half-open") {
+        effect = Effect.zipRight(effect, tell(circuits, event))
+      }
+      // A key that is there again will not leave: nobody need wait for it.
+      if (event._tag === "key.removed" || event._tag === "key.added") {
+        effect = Effect.zipRight(effect, drained(event.keyId))
+      }
+    }
+    if (
+      before === undefined || PoolState.hasMoved(before, after) || events.some((event) => event._tag === "key.added")
+    ) {
+      effect = Effect.zipRight(effect, Effect.zipRight(tell(ticks, undefined), Queue.offer(dirty, undefined)))
+    }
+    return after.rest.waiting > 0 ? Effect.zipRight(effect, Queue.offer(wake, undefined)) : effect
   }
 
   const drained = (id: string) =>
@@ -297,26 +301,24 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       Option.match({ onNone: () => Effect.void, onSome: (done) => Effect.asVoid(Deferred.succeed(done, undefined)) })
     )
 
-  /** Makes a step that only changes the state, and serves whoever can be served after it. */
+  /** Makes a step that only changes the state, and serves whoever can be served after it; false if there was none. */
   const step = (f: (state: PoolState.PoolState, now: number) => PoolState.Changed | undefined) =>
     Effect.uninterruptible(Effect.clockWith((clock) => {
       const now = nowOf(clock)
       return Effect.flatMap(
-        Ref.modify(state, (before) => {
+        Ref.modify(state, (before): readonly [Effect.Effect<boolean>, PoolState.PoolState] => {
           const changed = f(before, now)
-          if (changed === undefined) return [undefined, before]
-          const served = PoolState.dispatch(config, changed.state, now)
-          return [{ ...served, events: [...changed.events, ...served.events] }, served.state]
+          if (changed === undefined) return [Effect.succeed(false), before]
+          const served = PoolState.thenDispatch(config, changed, now)
+          return [Effect.as(announce(before, served), true), served.state]
         }),
-        (served) =>
-          served === undefined
-            ? Effect.succeed(false)
-            : Effect.as(announce(served.events, served.answers, served.state.rest.waiting > 0), true)
+        identity
       )
     }))
 
   // --------------------------------------------------------------------------------------------------------- leases
 
+  /** Takes in what a lease's attempt said; `extra` are the events of the attempt itself, which come first. */
   const settle = (
     record: PoolState.LeaseRecord,
     clock: Clock.Clock,
@@ -327,16 +329,22 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
   ): Effect.Effect<void> => {
     const now = nowOf(clock)
     return Effect.flatMap(
-      Ref.modify(state, (before): readonly [PoolState.Dispatched | undefined, PoolState.PoolState] => {
+      Ref.modify(state, (before): readonly [Effect.Effect<void> | undefined, PoolState.PoolState] => {
         const changed = PoolState.settle(config, before, record, outcome, end, now, random)
-        if (changed.state.rest.waiting === 0 && changed.events.length === 0) return [undefined, changed.state]
-        const served = PoolState.dispatch(config, changed.state, now)
-        return [{ ...served, events: [...changed.events, ...served.events] }, served.state]
+        // Nothing but the key's own numbers: the usual case.
+        if (changed.state.rest === before.rest && before.rest.waiting === 0 && changed.events.length === 0) {
+          return [undefined, changed.state]
+        }
+        const served = PoolState.thenDispatch(config, changed, now)
+        return [
+          Effect.suspend(() => announce(before, { ...served, events: [...extra(now), ...served.events] })),
+          served.state
+        ]
       }),
-      (served) => {
+      (announced) => {
+        if (announced !== undefined) return announced
         const events = extra(now)
-        if (served === undefined) return events.length === 0 ? Effect.void : telemetry.publish(events)
-        return announce([...events, ...served.events], served.answers, served.state.rest.waiting > 0)
+        return events.length === 0 ? Effect.void : telemetry.publish(events)
       }
     )
   }
@@ -368,25 +376,21 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       : [{ _tag: "request.fail", ...base, fault: outcome.fault, late }]
   }
 
-  const callEnd = (
-    number: number,
-    call: Call,
-    outcome: string,
-    now: number
-  ): ReadonlyArray<Telemetry.Unnumbered> => {
-    if (!telemetry.listened()) return noEvents
+  /** How a call ended, once per call. */
+  const callEnd = (call: Call, clock: Clock.Clock, exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> => {
     const trail = MutableRef.get(call.trail)
-    return [{
+    const now = nowOf(clock)
+    return telemetry.publish([{
       _tag: "call.end",
       pool: config.pool,
       at: now,
-      call: number,
+      call: MutableRef.get(call.number),
       ...(call.model === undefined ? {} : { model: call.model }),
-      outcome,
+      outcome: endOf(exit, trail),
       attempts: attemptsIn(trail),
       durationMillis: now - call.startedAt,
       trail
-    }]
+    }])
   }
 
   /** The lease as its user sees it, and with it what only the pool may do. */
@@ -432,6 +436,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
    */
   const acquire = (
     restore: Restore,
+    call: Call,
     request: PoolState.Request,
     until: number,
     clock: Clock.Clock
@@ -441,10 +446,11 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
     return Effect.flatMap(
       Ref.modify(state, (before) => {
         const acquired = PoolState.acquire(config, before, request, { until, answer }, now)
-        return [acquired, acquired.state]
+        return [{ before, acquired }, acquired.state]
       }),
-      ({ answers, events, outcome, state: after }): Effect.Effect<PoolState.LeaseRecord | Refused> => {
-        const told = events.length === 0 && answers.length === 0 ? Effect.void : announce(events, answers, false)
+      ({ acquired, before }): Effect.Effect<PoolState.LeaseRecord | Refused> => {
+        const { outcome, state: after } = acquired
+        const told = announce(before, acquired)
         if (outcome === "closed") return Effect.as(told, { _tag: "Refused", call: request.call, closed: true })
         if (outcome === "refused" || outcome === "full") {
           return Effect.as(told, {
@@ -454,6 +460,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
           })
         }
         if ("slot" in outcome) return Effect.as(told, outcome)
+        MutableRef.set(call.number, outcome.request.call)
         return told.pipe(
           Effect.zipRight(waitingEvents(outcome, after, now)),
           Effect.zipRight(Queue.offer(wake, undefined)),
@@ -509,9 +516,9 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
   ): Effect.Effect<never, AllKeysExhausted | PoolClosed> =>
     Effect.flatMap(Ref.get(state), (current): Effect.Effect<never, AllKeysExhausted | PoolClosed> => {
       const now = nowOf(clock)
+      MutableRef.set(call.number, refused.call)
       const trail = MutableRef.get(call.trail)
-      const ended = callEnd(refused.call, call, refused.closed ? "PoolClosed" : "AllKeysExhausted", now)
-      if (refused.closed) return Effect.zipRight(telemetry.publish(ended), new PoolClosed({ pool: config.pool, trail }))
+      if (refused.closed) return new PoolClosed({ pool: config.pool, trail })
       const request = { model: call.model, only }
       const { counts, reasons } = PoolState.explain(config, current, request, now)
       const { at } = PoolState.opening(config, current, request, now)
@@ -526,7 +533,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
           reasonCounts: counts,
           ...(call.model === undefined ? {} : { model: call.model }),
           ...(nextAvailableAt === undefined ? {} : { nextAvailableAt })
-        }, ...ended]),
+        }]),
         new AllKeysExhausted({ pool: config.pool, at: now, nextAvailableAt, reasons, reasonCounts: counts, trail })
       )
     })
@@ -540,6 +547,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
   ): Call => {
     const budgetMillis = given.budget === undefined ? resolved.budgetMillis : Duration.toMillis(given.budget)
     return {
+      number: MutableRef.make(0),
       startedAt: now,
       budgetMillis,
       budgetEnd: now + budgetMillis,
@@ -551,6 +559,23 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
     }
   }
 
+  const withDeadline = <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    call: Call,
+    given: CallSettings
+  ): Effect.Effect<A, E | DeadlineExceeded, R> => {
+    const deadline = given.deadline === undefined ? resolved.deadlineMillis : Duration.toMillis(given.deadline)
+    return deadline === undefined ? effect : Effect.timeoutFail(effect, {
+      duration: deadline,
+      onTimeout: () =>
+        new DeadlineExceeded({
+          pool: config.pool,
+          deadline: Duration.millis(deadline),
+          trail: MutableRef.get(call.trail)
+        })
+    })
+  }
+
   /** One call: the first attempt on the short path; `rescue` only comes to life when that one fails. */
   const call = <A, E, R>(
     use: (lease: Held) => Effect.Effect<A, E, R>,
@@ -560,18 +585,10 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       const given = Context.get(fiber.getFiberRef(FiberRef.currentContext), CallOptions)
       const clock = Context.get(fiber.getFiberRef(DefaultServices.currentServices), Clock.Clock)
       const now = nowOf(clock)
-      const deadline = given.deadline === undefined ? resolved.deadlineMillis : Duration.toMillis(given.deadline)
       const call = callOf(given, options, now)
       const running = Effect.uninterruptibleMask((restore) => first(restore, use, options, call, clock))
-      return deadline === undefined ? running : Effect.timeoutFail(running, {
-        duration: deadline,
-        onTimeout: () =>
-          new DeadlineExceeded({
-            pool: config.pool,
-            deadline: Duration.millis(deadline),
-            trail: MutableRef.get(call.trail)
-          })
-      })
+      const timed = withDeadline(running, call, given)
+      return telemetry.listened() ? Effect.onExit(timed, (exit) => callEnd(call, clock, exit)) : timed
     })
 
   const first = <A, E, R>(
@@ -603,10 +620,12 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
         (leased) => {
           if (leased?.lease !== undefined) {
             const { events, lease } = leased
-            return events.length === 0 ? go(lease) : Effect.zipRight(announce(events, noAnswers, false), go(lease))
+            return events.length === 0
+              ? go(lease)
+              : Effect.zipRight(announce(undefined, { events, state: leased.state, answers: noAnswers }), go(lease))
           }
           return Effect.flatMap(
-            acquire(restore, request, waitUntil(call, call.startedAt), clock),
+            acquire(restore, call, request, waitUntil(call, call.startedAt), clock),
             (acquired) => "_tag" in acquired ? refusal(acquired, call, undefined, clock) : go(acquired)
           )
         }
@@ -631,6 +650,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
     passedOver?: Readonly<Record<string, number>>
   ): Effect.Effect<A | Again<A, E>, E, R> => {
     const lease = leaseOf(record, number, clock)
+    MutableRef.set(call.number, record.call)
     const note = (outcome: Outcome.Outcome): void => {
       const fault = outcome._tag === "Fault" ? outcome.fault : undefined
       MutableRef.update(call.trail, (trail) =>
@@ -652,32 +672,32 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       const settled = lease.say(outcome, true)
       return outcome._tag === "Fault"
         ? Effect.as(settled, new Again(record, number, outcome.fault, exit))
-        : settled.pipe(
-          Effect.zipRight(Effect.suspend(() => telemetry.publish(callEnd(record.call, call, "ignored", nowOf(clock))))),
-          Effect.zipRight(exit)
-        )
+        : Effect.zipRight(settled, exit)
+    }
+    // A `classify` that throws says nothing of the key, and must not keep it.
+    const judged = (exit: Exit.Exit<A, E>): Outcome.Outcome | Effect.Effect<never> => {
+      if (options.classify === undefined) return Outcome.fromExit(exit)
+      try {
+        return options.classify(exit)
+      } catch (defect) {
+        return Effect.zipRight(lease.say(Outcome.ignored, true), Effect.die(defect))
+      }
     }
     const running = Effect.matchCauseEffect(restore(Effect.suspend(() => use(lease))), {
       onSuccess: (a): Effect.Effect<A | Again<A, E>, E> => {
-        const outcome = options.classify === undefined ? Outcome.success : options.classify(Exit.succeed(a))
+        const outcome = options.classify === undefined ? Outcome.success : judged(Exit.succeed(a))
+        if (Effect.isEffect(outcome)) return outcome
         if (outcome._tag === "Fault") return failing(outcome, Exit.succeed(a))
         const holds = typeof options.hold === "function" ? options.hold(a) : options.hold === true
         const settled = lease.say(outcome, !holds)
         if (!telemetry.listened() && options.trail === undefined) return Effect.as(settled, a)
         note(outcome)
-        return settled.pipe(
-          Effect.zipRight(Effect.suspend(() => telemetry.publish(callEnd(record.call, call, "success", nowOf(clock))))),
-          Effect.as(a)
-        )
+        return Effect.as(settled, a)
       },
       onFailure: (cause) => {
         const exit = Exit.failCause(cause)
-        const outcome = Cause.isInterruptedOnly(cause)
-          ? Outcome.ignored
-          : options.classify === undefined
-          ? Outcome.fromCause(cause)
-          : options.classify(exit)
-        return failing(outcome, exit)
+        const outcome = Cause.isInterruptedOnly(cause) ? Outcome.ignored : judged(exit)
+        return Effect.isEffect(outcome) ? outcome : failing(outcome, exit)
       }
     })
     return telemetry.listened()
@@ -706,12 +726,9 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
 
     const denied = (reason: "time" | "tokens") =>
       telemetry.publish([{ _tag: "budget.denied", pool: config.pool, at: nowOf(clock), call: number, reason }])
-    const ended = (outcome: string) => telemetry.publish(callEnd(number, call, outcome, nowOf(clock)))
-    /** The last attempt's own failure is the call's. */
-    const lastFailure = () => Effect.zipRight(ended(tried.fault.kind), tried.exit)
     const outOfBudget = () =>
       Effect.zipRight(
-        Effect.zipRight(denied("time"), ended("BudgetExceeded")),
+        denied("time"),
         new BudgetExceeded({
           pool: config.pool,
           budget: Duration.millis(call.budgetMillis),
@@ -725,13 +742,13 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       const now = nowOf(clock)
       const [decision, spent] = RetryDecision.decide(resolved, progress, tried.fault, call.replayable)
       progress = spent
-      if (decision._tag === "Stop") return yield* lastFailure()
-      // An attempt that ran for long may have used up the budget by itself: its fault still earns one more.
-      const grace: boolean = !graced && now >= call.budgetEnd && now - tried.record.startedAt > graceMillis
-      graced = graced || grace
-      if (now >= call.budgetEnd && !grace) return yield* outOfBudget()
+      if (decision._tag === "Stop") return yield* tried.exit
+      // An attempt that ran for long may have used up the budget by itself: its fault still earns one more, at once.
+      const long = !graced && now - tried.record.startedAt > graceMillis
+      let spentBudget: boolean = now >= call.budgetEnd
+      avoid = avoid.includes(tried.record.slot) ? avoid : [...avoid, tried.record.slot]
       const isRetry = decision._tag === "BackOff" || (decision._tag === "Rotate" && decision.retry)
-      if (isRetry && !grace) {
+      if (isRetry && !spentBudget) {
         for (;;) {
           const at = nowOf(clock)
           const wait = yield* Ref.modify(state, (before) => {
@@ -740,7 +757,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
           })
           if (wait === 0) break
           yield* denied("tokens")
-          if (at + wait > call.budgetEnd) return yield* lastFailure()
+          if (at + wait > call.budgetEnd) return yield* tried.exit
           yield* restore(Effect.sleep(Math.ceil(wait)))
         }
         const at = nowOf(clock)
@@ -749,25 +766,29 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
           // A wait binds the key that was told it. Only where no other key can do better, it binds the call.
           waitMillis: tried.fault.kind === "RateLimited" && !tried.fault.failover ? tried.fault.waitMillis : undefined
         })
-        if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget() : lastFailure()
+        if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget() : tried.exit
         stepper = next.stepper
-        if (decision._tag === "BackOff") {
-          if (next.at > call.budgetEnd) return yield* outOfBudget()
-          if (next.at > at) yield* restore(Effect.sleep(Math.min(Math.ceil(next.at - at), longestSleep)))
+        const atOnce = decision._tag === "Rotate" &&
+          PoolState.hasOther(config, yield* Ref.get(state), call.model, avoid, at)
+        spentBudget = !atOnce && next.at > call.budgetEnd
+        if (!atOnce && !spentBudget && next.at > at) {
+          yield* restore(Effect.sleep(Math.min(Math.ceil(next.at - at), longestSleep)))
         }
       }
-      avoid = avoid.includes(tried.record.slot) ? avoid : [...avoid, tried.record.slot]
+      if (spentBudget && !long) return yield* outOfBudget()
+      graced = graced || spentBudget
       const only = decision._tag === "Elsewhere" ? suited(decision.where, tried.record.key) : undefined
       const random = config.strategy.randomised ? yield* Random.next : 0
       const waitingSince = nowOf(clock)
       const acquired = yield* acquire(
         restore,
+        call,
         { call: number, model: call.model, avoid, only, rotation: true, random },
-        only !== undefined || grace ? waitingSince : waitUntil(call, waitingSince),
+        only !== undefined || spentBudget ? waitingSince : waitUntil(call, waitingSince),
         clock
       )
       if ("_tag" in acquired) {
-        return yield* only === undefined ? refusal(acquired, call, undefined, clock) : lastFailure()
+        return yield* only === undefined ? refusal(acquired, call, undefined, clock) : tried.exit
       }
       if (acquired.slot !== tried.record.slot && telemetry.listened()) {
         yield* telemetry.publish([{
@@ -807,7 +828,17 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
   ): Stream.Stream<A, E | PoolError, R> => {
     const classify = options.classify ?? Outcome.fromCause
     return Stream.unwrapScoped(Effect.gen(function*() {
-      const opened = yield* call((lease) => openStream(lease, use(lease), options.commits ?? always), {
+      // Before the call: whenever it is interrupted, what it has opened is closed.
+      const kept = MutableRef.make<Opened<A, E, R> | undefined>(undefined)
+      yield* Effect.addFinalizer((exit) =>
+        Effect.suspend(() => {
+          const opened = MutableRef.get(kept)
+          return opened === undefined
+            ? Effect.void
+            : Effect.ensuring(Scope.close(opened.scope, exit), opened.lease.end)
+        })
+      )
+      const opened = yield* call((lease) => openStream(lease, use(lease), options.commits ?? always, kept), {
         hold: true,
         model: options.model,
         replayable: options.replayable,
@@ -816,7 +847,6 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
             ? Outcome.ignored
             : classify(exit.cause)
       })
-      yield* Effect.addFinalizer((exit) => Effect.zipRight(Scope.close(opened.scope, exit), opened.lease.end))
       const idleSince = MutableRef.make<number | undefined>(yield* clockNow)
       yield* Effect.forkScoped(opened.lease.endWhenIdle(() => MutableRef.get(idleSince)))
       const pull = Effect.suspend(() => {
@@ -842,14 +872,15 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
   const openStream = <A, E, R>(
     lease: Held,
     stream: Stream.Stream<A, E, R>,
-    commits: (a: A) => boolean
+    commits: (a: A) => boolean,
+    kept: MutableRef.MutableRef<Opened<A, E, R> | undefined>
   ): Effect.Effect<Opened<A, E, R>, E, R> =>
     Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
         const scope = yield* Scope.make()
         const reading = Effect.gen(function*() {
           const pull = yield* Scope.extend(Stream.toPull(stream), scope)
-          const started = yield* clockNow
+          let started = yield* clockNow
           let held = Chunk.empty<A>()
           for (;;) {
             const fiber = held.length === 0 ? undefined : yield* Effect.forkIn(pull, scope)
@@ -857,7 +888,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
             const next = yield* Effect.either(
               fiber === undefined ? pull : Effect.raceFirst(
                 Fiber.join(fiber),
-                Effect.as(Effect.sleep(Math.max(0, Math.ceil(left))), Chunk.empty<A>())
+                Effect.as(Effect.sleep(Math.max(0, Math.ceil(left))), timeIsUp)
               )
             )
             // The end of a stream that never committed is a success all the same: it has said all it had to say.
@@ -866,14 +897,17 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
                 ? { lease, scope, held, pull: Effect.fail(Option.none<E>()) }
                 : yield* Effect.fail(next.left.value)
             }
-            if (next.right.length === 0 && fiber !== undefined) {
-              return { lease, scope, held, pull: pulledBefore(fiber, pull) }
+            if (next.right === timeIsUp) {
+              return { lease, scope, held, pull: fiber === undefined ? pull : pulledBefore(fiber, pull) }
             }
+            if (held.length === 0) started = yield* clockNow
             held = Chunk.appendAll(held, next.right)
             if (held.length >= holdElements || Chunk.some(next.right, commits)) return { lease, scope, held, pull }
           }
         })
-        return yield* Effect.onError(restore(reading), (cause) => Scope.close(scope, Exit.failCause(cause)))
+        const opened = yield* Effect.onError(restore(reading), (cause) => Scope.close(scope, Exit.failCause(cause)))
+        MutableRef.set(kept, opened)
+        return opened
       })
     )
 
@@ -894,6 +928,12 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       }
     })
 
+  /** Now, and each moment at which something has changed; what changes while the first is looked at is not missed. */
+  const moments = Stream.unwrapScoped(Effect.map(
+    PubSub.subscribe(ticks),
+    (changes) => Stream.concat(Stream.succeed(undefined), Stream.fromQueue(changes))
+  ))
+
   const retired = (key: KeyState.KeyState): KeyState.KeyState => ({ ...key, retiring: true })
 
   const keyring = Keyring.makeWith({
@@ -910,15 +950,14 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
           duplicate: false
         }]
         if (retire === undefined) return { state: added, events }
+        if (PoolState.find(before, retire) === undefined) return undefined
+        if (retire === add?.id) return { state: added, events }
         const left = PoolState.updateKey(config, added, retire, retired, now)
         return left === undefined ? undefined : { state: left.state, events: [...events, ...left.events] }
       }),
     changes: Stream.changesWith(
-      Stream.mapEffect(
-        Stream.concat(Stream.succeed(undefined), Stream.fromPubSub(ticks)),
-        () => Effect.map(Ref.get(state), activeKeys)
-      ),
-      (a, b) => a.length === b.length && a.every((key, i) => key === b[i])
+      Stream.mapEffect(moments, () => Effect.map(Ref.get(state), activeKeys)),
+      Keyring.same
     )
   })
 
@@ -929,20 +968,17 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
         Effect.uninterruptible(Effect.clockWith((clock) => {
           const now = nowOf(clock)
           return Effect.flatMap(
-            Ref.modify(state, (before): readonly [Served<ReturnType<typeof f>[0]>, PoolState.PoolState] => {
+            Ref.modify(state, (before): readonly [Effect.Effect<ReturnType<typeof f>[0]>, PoolState.PoolState] => {
               const key = PoolState.find(before, id)
               const [result, after] = f(key?.breaker ?? CircuitBreaker.initial, now)
               const changed = key === undefined || after === key.breaker
                 ? undefined
                 : PoolState.updateKey(config, before, id, (key) => ({ ...key, breaker: after }), now)
-              if (changed === undefined) return [{ result, served: undefined }, before]
-              const served = PoolState.dispatch(config, changed.state, now)
-              return [{ result, served: { ...served, events: [...changed.events, ...served.events] } }, served.state]
+              if (changed === undefined) return [Effect.succeed(result), before]
+              const served = PoolState.thenDispatch(config, changed, now)
+              return [Effect.as(announce(before, served), result), served.state]
             }),
-            ({ result, served }) =>
-              served === undefined
-                ? Effect.succeed(result)
-                : Effect.as(announce(served.events, served.answers, served.state.rest.waiting > 0), result)
+            identity
           )
         })),
       transitions: Stream.filterMap(
@@ -955,8 +991,14 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
 
   // --------------------------------------------------------------------------------------------------- store, fibers
 
+  const storeWorks = yield* Ref.make(true)
+  /** Told once, until it works again. */
   const degraded = (problem: string) =>
-    Effect.flatMap(clockNow, (at) => telemetry.publish([{ _tag: "store.degraded", pool: config.pool, at, problem }]))
+    Effect.flatMap(Ref.getAndSet(storeWorks, false), (worked) =>
+      worked
+        ? Effect.flatMap(clockNow, (at) =>
+          telemetry.publish([{ _tag: "store.degraded", pool: config.pool, at, problem }]))
+        : Effect.void)
 
   const load = Effect.gen(function*() {
     const found = yield* store.load(config.pool)
@@ -975,7 +1017,12 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
   /** The store never fails nor holds up the pool: what goes wrong there is told, and the pool goes on. */
   const tolerate = (effect: Effect.Effect<void, PoolStore.StoreError>): Effect.Effect<boolean> =>
     effect.pipe(
+      // Also where nothing else is interruptible, at the pool's end.
+      Effect.interruptible,
+      Effect.disconnect,
+      Effect.interruptible,
       Effect.timeoutFail({ duration: storeMillis, onTimeout: () => tooSlow }),
+      Effect.zipRight(Ref.set(storeWorks, true)),
       Effect.as(true),
       Effect.catchAllCause((cause) => {
         const error = Option.getOrUndefined(Cause.failureOption(cause))
@@ -983,11 +1030,12 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       })
     )
 
-  const saver = Effect.forever(Effect.zipRight(
-    Queue.take(dirty),
+  const saver = Effect.forever(Effect.gen(function*() {
+    yield* Queue.take(dirty)
     // Changes gather for a moment, so that a storm of them is one record.
-    Effect.zipRight(Effect.sleep(saveMillis), tolerate(save))
-  ))
+    yield* Effect.sleep(saveMillis)
+    while (!(yield* tolerate(save))) yield* Effect.sleep(saveAgainMillis)
+  }))
 
   /** Looks at the queue again at each instant at which somebody in it may be served, or gives up. */
   const waker = Effect.forever(Effect.gen(function*() {
@@ -1021,22 +1069,25 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
     )
   )
 
-  const leased = Effect.uninterruptibleMask((restore) =>
-    Effect.gen(function*() {
-      const clock = yield* Effect.clock
-      const given = yield* CallOptions
-      const now = nowOf(clock)
-      const call = callOf(given, {}, now)
-      const random = config.strategy.randomised ? yield* Random.next : 0
-      const request = { ...firstRequest, model: call.model, random }
-      const acquired = yield* acquire(restore, request, waitUntil(call, now), clock)
-      if ("_tag" in acquired) return yield* refusal(acquired, call, undefined, clock)
-      const lease = leaseOf(acquired, 1, clock)
-      yield* Effect.addFinalizer(() => lease.end)
-      yield* telemetry.publish(startEvents(acquired, 1))
-      return lease
-    })
-  )
+  const leased = Effect.gen(function*() {
+    const clock = yield* Effect.clock
+    const given = yield* CallOptions
+    const now = nowOf(clock)
+    const call = callOf(given, {}, now)
+    const random = config.strategy.randomised ? yield* Random.next : 0
+    const request = { ...firstRequest, model: call.model, random }
+    const waiting = Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const acquired = yield* acquire(restore, call, request, waitUntil(call, now), clock)
+        if ("_tag" in acquired) return yield* refusal(acquired, call, undefined, clock)
+        const lease = leaseOf(acquired, 1, clock)
+        yield* Effect.addFinalizer(() => lease.end)
+        yield* telemetry.publish(startEvents(acquired, 1))
+        return lease
+      })
+    )
+    return yield* withDeadline(waiting, call, given)
+  })
 
   const pool: Service = {
     name: config.pool,
@@ -1044,7 +1095,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
     stream,
     lease: leased,
     snapshot,
-    changes: Stream.mapEffect(Stream.concat(Stream.succeed(undefined), Stream.fromPubSub(ticks)), () => snapshot),
+    changes: Stream.mapEffect(moments, () => snapshot),
     keyring,
     breaker: (id) =>
       Effect.map(
@@ -1062,6 +1113,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
         })
         const found = yield* change(id, retired)
         if (found) yield* Deferred.await(first)
+        else yield* Ref.update(drains, HashMap.remove(id))
         return found
       }),
     reset: (id) => step((before, now) => PoolState.resetKey(config, before, id, now))
@@ -1073,6 +1125,8 @@ type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, 
 
 /** What an attempt knows of its call. */
 interface Call {
+  /** Its number, once it has one. */
+  readonly number: MutableRef.MutableRef<number>
   readonly startedAt: number
   readonly budgetMillis: number
   readonly budgetEnd: number
@@ -1085,12 +1139,6 @@ interface Call {
 /** A lease with what only the pool may do: take in an outcome and, in the same step, end it. */
 interface Held extends Lease {
   readonly say: (outcome: Outcome.Outcome, end: boolean) => Effect.Effect<void>
-}
-
-/** What a step gave, and whom it served beside. */
-interface Served<A> {
-  readonly result: A
-  readonly served: PoolState.Dispatched | undefined
 }
 
 type Phase = "open" | "succeeded" | "decided" | "ended"
@@ -1167,9 +1215,17 @@ const transitionOf = (event: CircuitEvent): CircuitBreaker.Transition => ({
   until: event._tag === "circuit.open" ? event.until ?? Infinity : undefined
 })
 
-/** Events after which a key's place, or the set of keys, is another. */
-const changesKeys = (event: Telemetry.Unnumbered): boolean =>
-  event._tag.startsWith("circuit.") || (event._tag.startsWith("key.") && event._tag !== "key.rotated")
+/** Publishes, unless nobody can be told any more: a PubSub that is shut down would interrupt whoever publishes. */
+const tell = <A>(hub: PubSub.PubSub<A>, message: A): Effect.Effect<void> =>
+  Effect.flatMap(PubSub.isShutdown(hub), (down) => down ? Effect.void : Effect.asVoid(PubSub.publish(hub, message)))
+
+/** How a call ended, in one word. */
+const endOf = (exit: Exit.Exit<unknown, unknown>, trail: Trail): string => {
+  if (Exit.isSuccess(exit)) return "success"
+  const error = Option.getOrUndefined(Cause.failureOption(exit.cause))
+  if (isPoolError(error)) return error._tag
+  return error === undefined ? "ignored" : trail.entries[trail.entries.length - 1]?.outcome ?? "ignored"
+}
 
 const activeKeys = (state: PoolState.PoolState): ReadonlyArray<ApiKey.ApiKey> =>
   PoolState.keys(state).filter((key) => !key.retiring).map((key) => key.key)
@@ -1193,11 +1249,14 @@ const firstRequest: PoolState.Request = {
 const noEvents: ReadonlyArray<Telemetry.Unnumbered> = []
 const noAnswers: ReadonlyArray<PoolState.Answer> = []
 const always = () => true
+const timeIsUp = Symbol("time is up")
 const tooSlow = new PoolStore.StoreError({ problem: "unreachable", detail: "it did not answer in time" })
 
 /** How long the store may take for one record, and how long changes gather before they are saved. */
 const storeMillis = 1_000
 const saveMillis = 1_000
+/** How long after a failure it is tried again. */
+const saveAgainMillis = 10_000
 /** An attempt longer than this earns one more when it used up the budget. */
 const graceMillis = 30_000
 /** How much of a stream is held back before its first committing element. */

@@ -27,8 +27,8 @@ export interface KeyState extends Strategy.Candidate {
   readonly ramp: Ramp | undefined
   /** Where it stands among the gated keys: the instant it may open. `undefined` while it is eligible. */
   readonly gatedUntil: number | undefined
-  /** Whether an event may open it before that. */
-  readonly gatedEarly: boolean
+  /** The instant before which no event can open it: `-Infinity` if one may at any moment. */
+  readonly gatedEarliest: number | undefined
 }
 
 /**
@@ -56,7 +56,7 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   bench: undefined,
   ramp: undefined,
   gatedUntil: undefined,
-  gatedEarly: false
+  gatedEarliest: undefined
 })
 
 /**
@@ -71,6 +71,8 @@ export interface Bench {
   readonly since: number
   readonly until: number
   readonly provenance: Fault.Provenance
+  /** Until when more than a guess holds it: a told or measured wait, a spent quota, a refused credential. */
+  readonly firm: number
   /** How many guessed cooldowns of this kind came in a row. */
   readonly step: number
   /** The newest lease when it was imposed: only the success of a later one lifts it. */
@@ -105,12 +107,12 @@ export type GateName = "retired" | "disabled" | "concurrency" | "breaker" | "coo
  */
 export interface Closed {
   readonly gate: GateName
-  /** When it opens; `Infinity` when no instant is known. */
+  /** When it opens by itself; `Infinity` when it does not. */
   readonly until: number
-  /** Whether an event (an attempt that ends, a probe that is decided) may open it before. */
-  readonly early: boolean
-  /** Whether only a guess holds it: the floor may break it. */
-  readonly guessed: boolean
+  /** Before when no event (an attempt that ends, a probe that is decided) can open it. */
+  readonly earliest: number
+  /** From when on only a guess holds it, so that the floor may break it; `Infinity`: never. */
+  readonly breakableAt: number
   readonly fault: Fault.Kind | undefined
 }
 
@@ -123,19 +125,33 @@ export interface Closed {
 export const both = (a: Closed | undefined, b: Closed | undefined): Closed | undefined => {
   if (a === undefined) return b
   if (b === undefined) return a
-  const later = b.until > a.until ? b : a
-  return { ...later, early: a.early && b.early, guessed: a.guessed && b.guessed }
+  const { fault, gate, until } = b.until > a.until ? b : a
+  return {
+    gate,
+    fault,
+    until,
+    earliest: Math.max(a.earliest, b.earliest),
+    breakableAt: Math.max(a.breakableAt, b.breakableAt)
+  }
 }
+
+/**
+ * Whether an event may open a gate before its time.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const isEarly = (closed: Closed): boolean => closed.earliest < closed.until
 
 const closed = (
   gate: GateName,
   until: number,
-  marks: { readonly early?: boolean; readonly guessed?: boolean; readonly fault?: Fault.Kind } = {}
+  marks: { readonly earliest?: number; readonly breakableAt?: number; readonly fault?: Fault.Kind } = {}
 ): Closed => ({
   gate,
   until,
-  early: marks.early === true,
-  guessed: marks.guessed === true,
+  earliest: marks.earliest ?? until,
+  breakableAt: marks.breakableAt ?? Infinity,
   fault: marks.fault
 })
 
@@ -164,7 +180,7 @@ export const gates: ReadonlyArray<(settings: GateSettings, key: KeyState, now: n
   (_, key) =>
     key.inFlight < (key.key.limits.concurrency ?? Infinity)
       ? undefined
-      : closed("concurrency", Infinity, { early: true }),
+      : closed("concurrency", Infinity, { earliest: -Infinity }),
   (settings, key, now) => breakerGate(settings.breaker, key.breaker, now),
   (settings, key, now) => benchGate(settings, key.bench, now),
   (settings, key, now) => rampGate(settings, key, now)
@@ -197,8 +213,8 @@ const breakerGate = (options: CircuitBreaker.Options, state: CircuitBreaker.Stat
   const admits = CircuitBreaker.admits(options, state, now)
   if (typeof admits === "string") return undefined
   return state._tag === "HalfOpen"
-    ? closed("probing", admits.until, { early: true })
-    : closed("breaker", admits.until, { guessed: Number.isFinite(admits.until) })
+    ? closed("probing", admits.until, { earliest: -Infinity })
+    : closed("breaker", admits.until, { breakableAt: Number.isFinite(admits.until) ? -Infinity : Infinity })
 }
 
 /**
@@ -214,17 +230,15 @@ export const benchGate = (
 ): Closed | undefined => {
   if (bench === undefined) return undefined
   if (now < bench.until) {
-    return closed("cooldown", bench.until, {
-      guessed: bench.provenance === "guessed" && !(bench.kind in neverBroken),
-      fault: bench.kind
-    })
+    const breakableAt = bench.firm < bench.until ? bench.firm : Infinity
+    return closed("cooldown", bench.until, { breakableAt, fault: bench.kind })
   }
   return bench.trial === undefined || now >= bench.trial.since + settings.trialMillis
     ? undefined
-    : closed("probing", bench.trial.since + settings.trialMillis, { early: true, fault: bench.kind })
+    : closed("probing", bench.trial.since + settings.trialMillis, { earliest: -Infinity, fault: bench.kind })
 }
 
-/** The floor lets no call through to a key without quota, or one that is refused. */
+/** No guess: the floor lets no call through to a key without quota, or one that is refused. */
 const neverBroken: Partial<Record<Fault.Kind, true>> = { QuotaExhausted: true, Unauthorized: true, Forbidden: true }
 
 /**
@@ -259,10 +273,13 @@ export const freeTrial = (bench: Bench | undefined, lease: number): Bench | unde
  * @since 0.1.0
  * @category transitions
  */
-export const impose = (bench: Bench | undefined, next: Omit<Bench, "trial">): Bench =>
-  bench !== undefined && bench.until > next.until
-    ? { ...bench, step: Math.max(bench.step, next.step), stamp: next.stamp, trial: undefined }
-    : { ...next, trial: undefined }
+export const impose = (bench: Bench | undefined, next: Omit<Bench, "trial" | "firm">): Bench => {
+  const isFirm = next.provenance !== "guessed" || next.kind in neverBroken
+  const firm = Math.max(bench?.firm ?? -Infinity, isFirm ? next.until : -Infinity)
+  if (bench === undefined || bench.until <= next.until) return { ...next, firm, trial: undefined }
+  const step = bench.kind === next.kind ? Math.max(bench.step, next.step) : bench.step
+  return { ...bench, firm, step, stamp: next.stamp, trial: undefined }
+}
 
 /**
  * What the success of a lease leaves of a bench: nothing, if the lease was admitted after it was imposed and the bench
@@ -285,6 +302,6 @@ const rampGate = (settings: GateSettings, key: KeyState, now: number): Closed | 
   return key.inFlight < 2 ** (ramp.successes + steps)
     ? undefined
     : closed("ramp", Math.min(ramp.since + (steps + 1) * settings.rampStepMillis, ramp.since + settings.rampMillis), {
-      early: true
+      earliest: -Infinity
     })
 }

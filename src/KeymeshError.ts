@@ -3,10 +3,12 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
+import * as Runtime from "effect/Runtime"
 import type * as Fault from "./Fault.js"
 
 /**
@@ -121,8 +123,11 @@ export class AllKeysExhausted extends Data.TaggedError("AllKeysExhausted")<{
   }
   override get message(): string {
     const counts = Object.entries(this.reasonCounts).map(([reason, count]) => `${count} ${reason}`).join(", ")
+    const busy = busyGates.some((gate) => this.reasonCounts[gate] !== undefined)
     const next = this.retryAfter === undefined
-      ? "No key comes back by itself: add a key, or enable one."
+      ? busy
+        ? "Keys are busy, and free again when their calls end: wait longer (`maxWait`), or add keys."
+        : "No key comes back by itself: add a key, or enable one."
       : `The next key may serve in ${
         Duration.format(this.retryAfter)
       }: wait that long, raise the budget, or add keys ` +
@@ -130,6 +135,9 @@ export class AllKeysExhausted extends Data.TaggedError("AllKeysExhausted")<{
     return `No key of pool "${this.pool}" can serve this call (${counts === "" ? "it has no keys" : counts}). ${next}`
   }
 }
+
+/** Gates that open when a running attempt ends. */
+const busyGates = ["concurrency", "probing", "ramp"]
 
 /**
  * The next back-off would end past the budget of the call. `fault` is what the last attempt said.
@@ -267,6 +275,8 @@ export const find = (error: unknown): Option.Option<CallError> => findWithin(err
 function findWithin(error: unknown, levels: number): Option.Option<CallError> {
   if (isPoolError(error) || error instanceof ProviderError || error instanceof SdkError) return Option.some(error)
   if (levels === 0 || !Predicate.isRecord(error)) return Option.none()
+  // What `Effect.runPromise` rejects with.
+  if (Runtime.isFiberFailure(error)) return findWithin(Cause.squash(error[Runtime.FiberFailureCauseId]), levels - 1)
   for (const part of [error["cause"], error["error"], error["reason"]]) {
     const found = findWithin(part, levels - 1)
     if (Option.isSome(found)) return found

@@ -54,7 +54,10 @@ export class Keyring extends Context.Tag("effect-keymesh/Keyring")<Keyring, Serv
  */
 export interface Port {
   readonly keys: Effect.Effect<ReadonlyArray<ApiKey.ApiKey>>
-  /** Adds a key and retires another, either or both, in one step; false when the one to retire is not there. */
+  /**
+   * Adds a key and retires another, either or both, in one step; false when the one to retire is not there. A key that
+   * replaces itself only gets new attributes.
+   */
   readonly change: (add: ApiKey.ApiKey | undefined, retire: string | undefined) => Effect.Effect<boolean>
   readonly changes: Stream.Stream<ReadonlyArray<ApiKey.ApiKey>>
 }
@@ -68,17 +71,37 @@ export interface Port {
 export const makeWith = (port: Port): Service => ({
   keys: port.keys,
   get: (id) => Effect.map(port.keys, (keys) => Option.fromNullable(keys.find((key) => key.id === id))),
-  add: (input) => Effect.tap(ApiKey.make(input), (key) => port.change(key, undefined)),
+  add: (input) => Effect.tap(joining(port, input), (key) => port.change(key, undefined)),
   retire: (id) => port.change(undefined, id),
   replace: (id, input) =>
-    Effect.flatMap(ApiKey.make(input), (key) =>
-      // A key that replaces itself only gets new attributes.
-      Effect.flatMap(port.change(key, key.id === id ? undefined : id), (found) =>
+    Effect.flatMap(joining(port, input), (key) =>
+      Effect.flatMap(port.change(key, id), (found) =>
         found
           ? Effect.succeed(key)
           : Effect.fail(new ConfigurationError({ field: "id", problem: `there is no key ${id} to replace` })))),
   changes: port.changes
 })
+
+/**
+ * Whether two lists hold the same keys, with the same attributes.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const same = (a: ReadonlyArray<ApiKey.ApiKey>, b: ReadonlyArray<ApiKey.ApiKey>): boolean =>
+  a.length === b.length && a.every((key, i) => key === b[i])
+
+/** The key of an input; if it has no place in the sequence of its own, it keeps the one it has, or comes last. */
+const joining = (port: Port, input: ApiKey.Input): Effect.Effect<ApiKey.ApiKey, ConfigurationError> =>
+  Effect.flatMap(port.keys, (keys) =>
+    Effect.flatMap(
+      ApiKey.make(input, keys.reduce((last, key) => Math.max(last, key.order + 1), 0)),
+      (key) => {
+        const known = keys.find(({ id }) => id === key.id)
+        const placed = typeof input === "object" && "order" in input && input.order !== undefined
+        return Effect.succeed(known === undefined || placed ? key : { ...key, order: known.order })
+      }
+    ))
 
 /**
  * A keyring with keys of its own.
@@ -109,12 +132,12 @@ export const make = (options: {
       change: (add, retire) =>
         SubscriptionRef.modify(state, (keys) => {
           if (retire !== undefined && !keys.some((key) => key.id === retire)) return [false, keys]
-          const left = keys.filter((key) => key.id !== retire)
+          const left = keys.filter((key) => key.id !== retire || key.id === add?.id)
           if (add === undefined) return [true, left]
           const known = left.some((key) => key.id === add.id)
           return [true, known ? left.map((key) => key.id === add.id ? add : key) : [...left, add]]
         }),
-      changes: state.changes
+      changes: Stream.changesWith(state.changes, same)
     })
   })
 

@@ -7,7 +7,7 @@ import * as HashMap from "effect/HashMap"
 import * as Schema from "effect/Schema"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as Fault from "./Fault.js"
-import type * as KeyState from "./KeyState.js"
+import * as KeyState from "./KeyState.js"
 import * as PoolState from "./PoolState.js"
 
 const count = Schema.Number.pipe(Schema.int(), Schema.nonNegative())
@@ -150,15 +150,14 @@ export const restore = (
   const bench = (stored: StoredBench): KeyState.Bench => {
     const remaining = Math.min(Math.max(0, stored.until - wallOffset - now), stored.waitMillis)
     const { kind, provenance, step } = stored
-    return {
+    return KeyState.impose(undefined, {
       kind,
       provenance,
       step,
       since: now + remaining - stored.waitMillis,
       until: now + remaining,
-      stamp: 0,
-      trial: undefined
-    }
+      stamp: 0
+    })
   }
   let next = state
   for (const stored of record.keys) {

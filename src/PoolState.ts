@@ -104,8 +104,9 @@ export interface Rest {
   /** Whether some key may serve certain models only. */
   readonly restricted: boolean
   readonly breakersOpen: number
-  /** Gated keys that an event may open at any moment. */
-  readonly gatedEarly: number
+  /** Gated keys that an event may open at any moment, and those that one may open from some later instant on. */
+  readonly earlyNow: number
+  readonly earlyLater: number
   readonly floorAt: number
   readonly tokens: RetryPolicy.Tokens
   /** Calls counted into `tokens` so far. */
@@ -222,7 +223,8 @@ export const make = (config: Config, keys: ReadonlyArray<ApiKey.ApiKey>, now: nu
       models: HashMap.empty(),
       restricted: false,
       breakersOpen: 0,
-      gatedEarly: 0,
+      earlyNow: 0,
+      earlyLater: 0,
       floorAt: -Infinity,
       tokens: RetryPolicy.tokens(now, config.tokens),
       tokenCalls: 0,
@@ -297,7 +299,7 @@ export const modelGate = (
   now: number
 ): KeyState.Closed | undefined => {
   if (key.key.models !== undefined && !key.key.models.has(model)) {
-    return { gate: "model", until: Infinity, early: false, guessed: false, fault: undefined }
+    return { gate: "model", until: Infinity, earliest: Infinity, breakableAt: Infinity, fault: undefined }
   }
   const benches = HashMap.get(state.rest.models, model)
   if (benches._tag === "None") return undefined
@@ -414,6 +416,23 @@ const pick = (
 
 const none = () => false
 
+/**
+ * Whether a key may serve now that the call has not tried yet.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const hasOther = (
+  config: Config,
+  state: PoolState,
+  model: string | undefined,
+  avoid: ReadonlyArray<number>,
+  now: number
+): boolean =>
+  SlotMap.values(state.slots).some((key) =>
+    !avoid.includes(key.slot) && requestGate(config, state, key, model, now) === undefined
+  )
+
 /** Leases a key that may serve: takes the probe of its breaker, and the trial of any bench that has ended. */
 const grant = (
   config: Config,
@@ -492,19 +511,29 @@ const floorKey = (
 ): KeyState.KeyState | undefined => {
   const first = nearest(config, state, request, now)
   // An attempt that runs may open its key at any moment: nothing is nearer than that.
-  if (!first.guessed || first.early) return undefined
+  if (first.breakableAt > now || first.earliest <= now) return undefined
   let oldest: KeyState.KeyState | undefined
   for (const key of SlotMap.values(state.slots)) {
     if (request.only?.(key.key) === false || (oldest !== undefined && key.lastUsed >= oldest.lastUsed)) continue
-    if (requestGate(config, state, key, request.model, now)?.guessed === true) oldest = key
+    const closed = requestGate(config, state, key, request.model, now)
+    if (closed !== undefined && closed.breakableAt <= now) oldest = key
   }
   return oldest
 }
 
 /**
- * When a key may serve a request, if no key may now: `at` the instant (`Infinity` when none is known), `early` whether an
- * event may bring it forward.
+ * When a key may serve a request, if no key may now: by itself `at` that instant, and through some event not before
+ * `earliest`. `Infinity`: never.
  *
+ * @since 0.1.0
+ * @category getters
+ */
+export interface OpeningTime {
+  readonly at: number
+  readonly earliest: number
+}
+
+/**
  * @since 0.1.0
  * @category getters
  */
@@ -513,42 +542,51 @@ export const opening = (
   state: PoolState,
   request: Pick<Request, "model" | "only">,
   now: number
-): { readonly at: number; readonly early: boolean } => {
-  const { at, early, guessed } = nearest(config, state, request, now)
-  return config.floorMillis !== undefined && guessed && !early
-    ? { at: Math.min(at, Math.max(now, state.rest.floorAt + config.floorMillis)), early }
-    : { at, early }
+): OpeningTime => {
+  const { at, breakableAt, earliest } = nearest(config, state, request, now)
+  if (config.floorMillis === undefined || breakableAt >= at || earliest <= now) return { at, earliest }
+  const floorAt = Math.max(now, breakableAt, state.rest.floorAt + config.floorMillis)
+  return { at: Math.min(at, floorAt), earliest: Math.min(earliest, floorAt) }
 }
 
-/** The gate that opens first; `early` if any may open by an event. */
+/** Whether a wait until then cannot end well. */
+const isHopeless = ({ earliest }: OpeningTime, until: number): boolean => earliest > until || earliest === Infinity
+
+/** The gate that opens first by itself, and the earliest instant at which an event may open any. */
 const nearest = (
   config: Config,
   state: PoolState,
   request: Pick<Request, "model" | "only">,
   now: number
-): { readonly at: number; readonly early: boolean; readonly guessed: boolean } => {
-  if (request.only === undefined && (request.model === undefined || !narrowed(state))) {
-    if (state.index.size > 0) return { at: now, early: false, guessed: false }
+): OpeningTime & { readonly breakableAt: number } => {
+  const plain = request.only === undefined && (request.model === undefined || !narrowed(state))
+  if (plain && state.rest.earlyLater === 0) {
+    if (state.index.size > 0) return { at: now, earliest: now, breakableAt: Infinity }
     const first = Tournament.best(state.rest.gated)
     const key = first === undefined ? undefined : SlotMap.get(state.slots, first.slot)
-    if (key === undefined) return { at: Infinity, early: false, guessed: false }
+    if (key === undefined) return { at: Infinity, earliest: Infinity, breakableAt: Infinity }
     const closed = keyGate(config, state, key, now)
-    return { at: closed?.until ?? now, early: state.rest.gatedEarly > 0, guessed: closed?.guessed === true }
+    const at = closed?.until ?? now
+    return {
+      at,
+      earliest: state.rest.earlyNow > 0 ? -Infinity : at,
+      breakableAt: closed?.breakableAt ?? Infinity
+    }
   }
   let at = Infinity
-  let early = false
-  let guessed = false
+  let earliest = Infinity
+  let breakableAt = Infinity
   for (const key of SlotMap.values(state.slots)) {
     if (request.only?.(key.key) === false) continue
     const closed = requestGate(config, state, key, request.model, now)
-    if (closed === undefined) return { at: now, early: false, guessed: false }
-    early = early || closed.early
+    if (closed === undefined) return { at: now, earliest: now, breakableAt: Infinity }
+    earliest = Math.min(earliest, closed.earliest)
     if (closed.until < at) {
       at = closed.until
-      guessed = closed.guessed
+      breakableAt = closed.breakableAt
     }
   }
-  return { at, early, guessed }
+  return { at, earliest, breakableAt }
 }
 
 /** Whether some keys may serve some models only, for now or for good. */
@@ -669,8 +707,9 @@ const faulted = (
   const current = target === undefined ? undefined : benchAt(state, key, target)
   const imposed = target === undefined
     ? undefined
-    : cooldown(config, current, fault, { stamp: state.leases, random, now })
-  const fresh = current === undefined || now >= current.until
+    : cooldown(config, current, fault, { stamp: state.leases, lease: lease.id, random, now })
+  // Calls that were in flight when the cooldown began bring old news.
+  const fresh = current === undefined || lease.id > current.stamp
   const counts = countsOnBreaker(fault) || (fault.kind === "RateLimited" && imposed?.provenance === "guessed" && fresh)
   const alive = fault.kind !== "ServerError" && fault.kind !== "Timeout" && fault.kind !== "Network" &&
     fault.kind !== "Overloaded"
@@ -681,7 +720,8 @@ const faulted = (
     faults: key.faults + 1,
     breaker,
     bench: KeyState.freeTrial(key.bench, lease.id),
-    ramp: undefined
+    // A request that is wrong by itself says nothing against the key's slow return.
+    ramp: imposed === undefined && outcome === "alive" ? key.ramp : undefined
   }
   if (target?.scope === "key" && target.model === undefined && imposed !== undefined) {
     after = { ...after, bench: imposed }
@@ -821,16 +861,28 @@ const cooldown = (
   config: Config,
   current: KeyState.Bench | undefined,
   fault: Fault.Fault,
-  { now, random, stamp }: { readonly now: number; readonly random: number; readonly stamp: number }
+  { lease, now, random, stamp }: {
+    readonly now: number
+    readonly random: number
+    readonly stamp: number
+    readonly lease: number
+  }
 ): KeyState.Bench => {
   const { cooldowns } = config
   const again = current !== undefined && current.kind === fault.kind
-  // Several calls in flight may bring the same news: only the first makes the next cooldown longer.
-  const step = !again ? 1 : now >= current.until || current.trial !== undefined ? current.step + 1 : current.step
+  // Several calls in flight may bring the same news: only one that was let in since makes the next cooldown longer.
+  const step = !again ? 1 : lease > current.stamp ? current.step + 1 : current.step
   const guessedJitter = random * cooldowns.jitterMillis
   const told = fault.waitMillis === undefined ? undefined : fault.waitMillis + cooldowns.guardMillis
   const bench = (wait: number, provenance: Fault.Provenance) =>
-    KeyState.impose(current, { kind: fault.kind, since: now, until: now + wait, provenance, step, stamp })
+    KeyState.impose(current, {
+      kind: fault.kind,
+      since: now,
+      until: now + Math.min(wait, longestWait),
+      provenance,
+      step,
+      stamp
+    })
   switch (fault.kind) {
     case "QuotaExhausted":
       return fault.resetMillis !== undefined
@@ -849,6 +901,9 @@ const cooldown = (
         : bench(told, fault.provenance)
   }
 }
+
+/** A hundred years: for ever, but a number that stores and logs can keep. */
+const longestWait = 100 * 365 * 86_400_000
 
 const grown = ({ factor, firstMillis, maxMillis }: Growing, step: number): number =>
   Math.min(maxMillis, firstMillis * factor ** (step - 1))
@@ -909,9 +964,13 @@ export const dispatch = (config: Config, state: PoolState, now: number): Dispatc
   let next = state
   for (let head = firstWaiter(next, blocked); head !== undefined; head = firstWaiter(next, blocked)) {
     const { lane, waiter } = head
-    const leased = next.rest.closed || now > waiter.until
-      ? { state: next, lease: undefined, events: noEvents }
-      : lease(config, next, waiter.request, now)
+    // Too late: it does not hold up the next in line.
+    if (next.rest.closed || now > waiter.until) {
+      next = withoutWaiter(next, waiter)
+      answers.push({ _tag: "Refused", waiter })
+      continue
+    }
+    const leased = lease(config, next, waiter.request, now)
     next = leased.state
     if (leased.lease !== undefined) {
       next = withoutWaiter(next, waiter)
@@ -920,15 +979,36 @@ export const dispatch = (config: Config, state: PoolState, now: number): Dispatc
       continue
     }
     blocked.add(lane)
-    const opens = next.rest.closed ? { at: Infinity, early: false } : opening(config, next, waiter.request, now)
+    const opens = opening(config, next, waiter.request, now)
     for (const other of waitersOf(next, lane)) {
-      if (now < other.until && (opens.early || opens.at <= other.until)) continue
+      if (now < other.until && !isHopeless(opens, other.until)) continue
       next = withoutWaiter(next, other)
       answers.push({ _tag: "Refused", waiter: other })
     }
   }
   return { state: next, answers, events }
 }
+
+/**
+ * A change, and then `dispatch`.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const thenDispatch = (config: Config, changed: Changed, now: number): Dispatched => {
+  const served = dispatch(config, changed.state, now)
+  return changed.events.length === 0 ? served : { ...served, events: [...changed.events, ...served.events] }
+}
+
+/**
+ * Whether between two states a key came or went, or a gate opened or closed.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const hasMoved = ({ rest: before }: PoolState, { rest: after }: PoolState): boolean =>
+  before !== after && (before.gated !== after.gated || before.ids !== after.ids || before.groups !== after.groups ||
+    before.models !== after.models || before.breakersOpen !== after.breakersOpen)
 
 /**
  * A lease for a call, or a place in the queue. Those who wait already come first.
@@ -957,11 +1037,10 @@ export const acquire = (
   const opens = opening(config, leased.state, request, now)
   const call = request.call === 0 ? leased.state.calls + 1 : request.call
   const counted = request.call === 0 ? { ...leased.state, calls: call } : leased.state
-  const hopeless = (!opens.early && opens.at > wait.until) || wait.until <= now
-  if (hopeless) return { state: counted, answers, events, outcome: "refused" }
+  if (wait.until <= now || isHopeless(opens, wait.until)) return { state: counted, answers, events, outcome: "refused" }
   if (counted.rest.waiting >= config.maxWaiters) return { state: counted, answers, events, outcome: "full" }
   const waiter: Waiter = { request: { ...request, call }, since: now, until: wait.until, answer: wait.answer }
-  const lane = laneOf(request)
+  const lane = laneOf(waiter.request)
   const queue = Option.getOrElse(
     HashMap.get(counted.rest.lanes, lane),
     () => RedBlackTree.empty<number, Waiter>(byNumber)
@@ -1048,31 +1127,51 @@ const firstWaiter = (
 // ----------------------------------------------------------------------------------------------- run-time controls
 
 /**
- * Adds a key; one that is there already stays as it is, and is no longer retired.
+ * Adds a key; one that is there already gets the new attributes, keeps what is remembered of it, and is no longer
+ * retired.
  *
  * @since 0.1.0
  * @category steps
  */
 export const addKey = (config: Config, state: PoolState, key: ApiKey.ApiKey, now: number): PoolState => {
   const present = find(state, key.id)
-  if (present !== undefined) return place(config, state, { ...present, retiring: false, key }, now)
+  if (present !== undefined) {
+    const { label, order, weight } = key
+    const left = present.key.quotaGroup === key.quotaGroup ? state : leaveGroup(state, present)
+    const joined = present.key.quotaGroup === key.quotaGroup ? left : joinGroup(left, key, present.slot)
+    return place(config, restrict(joined, key), { ...present, key, label, order, weight, retiring: false }, now)
+  }
   const slot = state.rest.free[state.rest.free.length - 1] ?? state.slots.size
-  const reused = state.rest.free.length > 0
-  const group = key.quotaGroup === undefined ? undefined : HashMap.get(state.rest.groups, key.quotaGroup)
   const rest: Rest = {
     ...state.rest,
     ids: HashMap.set(state.rest.ids, key.id, slot),
-    free: reused ? state.rest.free.slice(0, -1) : state.rest.free,
-    restricted: state.rest.restricted || key.models !== undefined,
-    groups: key.quotaGroup === undefined || group === undefined ? state.rest.groups : HashMap.set(
-      state.rest.groups,
-      key.quotaGroup,
-      group._tag === "None"
-        ? { members: [slot], bench: undefined }
-        : { ...group.value, members: [...group.value.members, slot] }
-    )
+    free: state.rest.free.slice(0, -1)
   }
-  return place(config, { ...state, rest }, KeyState.make(key, slot), now)
+  return place(config, restrict(joinGroup({ ...state, rest }, key, slot), key), KeyState.make(key, slot), now)
+}
+
+const restrict = (state: PoolState, key: ApiKey.ApiKey): PoolState =>
+  key.models === undefined || state.rest.restricted ? state : { ...state, rest: { ...state.rest, restricted: true } }
+
+const joinGroup = (state: PoolState, key: ApiKey.ApiKey, slot: number): PoolState => {
+  if (key.quotaGroup === undefined) return state
+  const group = HashMap.get(state.rest.groups, key.quotaGroup)
+  const joined: Group = group._tag === "None"
+    ? { members: [slot], bench: undefined }
+    : { ...group.value, members: [...group.value.members, slot] }
+  return { ...state, rest: { ...state.rest, groups: HashMap.set(state.rest.groups, key.quotaGroup, joined) } }
+}
+
+const leaveGroup = (state: PoolState, key: KeyState.KeyState): PoolState => {
+  const name = key.key.quotaGroup
+  const group = name === undefined ? undefined : HashMap.get(state.rest.groups, name)
+  if (name === undefined || group?._tag !== "Some") return state
+  const members = group.value.members.filter((slot) => slot !== key.slot)
+  // What is known of a group outlives its keys: one of them may come back.
+  const groups = members.length === 0 && group.value.bench === undefined
+    ? HashMap.remove(state.rest.groups, name)
+    : HashMap.set(state.rest.groups, name, { ...group.value, members })
+  return { ...state, rest: { ...state.rest, groups } }
 }
 
 /**
@@ -1179,10 +1278,10 @@ const place = (config: Config, state: PoolState, key: KeyState.KeyState, now: nu
   const old = SlotMap.get(state.slots, key.slot)
   const closed = keyGate(config, state, key, now)
   const gatedUntil = closed?.until
-  const gatedEarly = closed?.early === true
-  const placed: KeyState.KeyState = key.gatedUntil === gatedUntil && key.gatedEarly === gatedEarly
+  const gatedEarliest = closed?.earliest
+  const placed: KeyState.KeyState = key.gatedUntil === gatedUntil && key.gatedEarliest === gatedEarliest
     ? key
-    : { ...key, gatedUntil, gatedEarly }
+    : { ...key, gatedUntil, gatedEarliest }
   const wasOpen = old !== undefined && old.breaker._tag !== "Closed" ? 1 : 0
   const isOpen = placed.breaker._tag === "Closed" ? 0 : 1
   const oldUntil = old?.gatedUntil
@@ -1192,12 +1291,14 @@ const place = (config: Config, state: PoolState, key: KeyState.KeyState, now: nu
       ? Tournament.remove(gated, key.slot)
       : Tournament.set(gated, { slot: key.slot, until: gatedUntil })
   }
-  const wasEarly = old?.gatedEarly === true
-  const rest = gated === state.rest.gated && wasOpen === isOpen && wasEarly === gatedEarly ? state.rest : {
+  const early = countEarly(placed)
+  const wasEarly = countEarly(old)
+  const rest = gated === state.rest.gated && wasOpen === isOpen && wasEarly === early ? state.rest : {
     ...state.rest,
     gated,
     breakersOpen: state.rest.breakersOpen + isOpen - wasOpen,
-    gatedEarly: state.rest.gatedEarly + (gatedEarly ? 1 : 0) - (wasEarly ? 1 : 0)
+    earlyNow: state.rest.earlyNow + early.now - wasEarly.now,
+    earlyLater: state.rest.earlyLater + early.later - wasEarly.later
   }
   return {
     slots: SlotMap.set(state.slots, key.slot, placed),
@@ -1208,6 +1309,17 @@ const place = (config: Config, state: PoolState, key: KeyState.KeyState, now: nu
     rest
   }
 }
+
+/** How a key counts among those that an event may open. */
+const countEarly = (key: KeyState.KeyState | undefined): { readonly now: number; readonly later: number } =>
+  key?.gatedEarliest === undefined || key.gatedEarliest === key.gatedUntil
+    ? notEarly
+    : key.gatedEarliest === -Infinity
+    ? earlyNow
+    : earlyLater
+const notEarly = { now: 0, later: 0 }
+const earlyNow = { now: 1, later: 0 }
+const earlyLater = { now: 0, later: 1 }
 
 const earliest = (gated: Rest["gated"]): number => Tournament.best(gated)?.until ?? Infinity
 
@@ -1309,9 +1421,9 @@ const withModel = (state: PoolState, model: string, benches: ModelBenches): Pool
   }
 })
 
-/** Drops the models whose waits are all over and told: nothing is to be remembered of them. */
+/** Drops the models of which nothing is to be remembered: told waits that are over, guesses that are long over. */
 const forgetModels = (state: PoolState, now: number): PoolState => {
-  const over = (bench: KeyState.Bench) => now >= bench.until && !KeyState.needsTrial(bench)
+  const over = (bench: KeyState.Bench) => now >= bench.until + (KeyState.needsTrial(bench) ? rememberedMillis : 0)
   const models = HashMap.filter(
     state.rest.models,
     ({ groups, keys }) => !HashMap.every(keys, over) || !HashMap.every(groups, over)
@@ -1321,12 +1433,13 @@ const forgetModels = (state: PoolState, now: number): PoolState => {
     : { ...state, rest: { ...state.rest, models } }
 }
 
+/** How long the end of a guessed wait for one model is remembered, if nobody asks for the model. */
+const rememberedMillis = 600_000
+
 /** Takes a key out for good; its slot may be used again. */
-const removeKey = (state: PoolState, key: KeyState.KeyState): PoolState => {
+const removeKey = (before: PoolState, key: KeyState.KeyState): PoolState => {
+  const state = leaveGroup(before, key)
   const current = SlotMap.get(state.slots, key.slot)
-  const group = key.key.quotaGroup
-  const members = group === undefined ? undefined : HashMap.get(state.rest.groups, group)
-  const left = members?._tag === "Some" ? members.value.members.filter((slot) => slot !== key.slot) : []
   const gated = Tournament.remove(state.rest.gated, key.slot)
   return {
     ...state,
@@ -1339,16 +1452,14 @@ const removeKey = (state: PoolState, key: KeyState.KeyState): PoolState => {
       free: [...state.rest.free, key.slot],
       gated,
       breakersOpen: state.rest.breakersOpen - (current === undefined || current.breaker._tag === "Closed" ? 0 : 1),
-      gatedEarly: state.rest.gatedEarly - (current?.gatedEarly === true ? 1 : 0),
-      groups: group === undefined || members?._tag !== "Some"
-        ? state.rest.groups
-        : left.length === 0
-        ? HashMap.remove(state.rest.groups, group)
-        : HashMap.set(state.rest.groups, group, { ...members.value, members: left }),
-      models: HashMap.map(state.rest.models, (benches) => ({
-        ...benches,
-        keys: HashMap.remove(benches.keys, key.slot)
-      }))
+      earlyNow: state.rest.earlyNow - countEarly(current).now,
+      earlyLater: state.rest.earlyLater - countEarly(current).later,
+      models: HashMap.filterMap(state.rest.models, ({ groups, keys }) => {
+        const left = HashMap.remove(keys, key.slot)
+        return HashMap.size(left) === 0 && HashMap.size(groups) === 0
+          ? Option.none()
+          : Option.some({ groups, keys: left })
+      })
     }
   }
 }

@@ -62,7 +62,9 @@ export const decode = (json: unknown): Effect.Effect<StoredPool, StoreError> =>
   Effect.mapError(decodeRecord(json), (error) =>
     new StoreError({
       problem: "unreadable",
-      detail: ParseResult.ArrayFormatter.formatErrorSync(error).map((issue) => issue.path.join(".")).join(", ")
+      // Where, but not what: a value may be anything.
+      detail: ParseResult.ArrayFormatter.formatErrorSync(error)
+        .map(({ path }) => path.length === 0 ? "it is no record of a pool" : path.join(".")).join(", ")
     }))
 
 const decodeRecord = Schema.decodeUnknown(StoredPool)

@@ -34,11 +34,20 @@ export const refuse = (field: string, problem: string): Checked<never> =>
 export const refuseUnknown = (options: unknown, known: ReadonlyArray<string>, path: string): Checked<void> => {
   if (!Predicate.isRecord(options)) return refuse(path, "must be an object")
   for (const name of Object.keys(options)) {
-    if (!known.includes(name)) {
-      return refuse(path === "" ? name : `${path}.${name}`, `unknown setting; known are ${known.join(", ")}`)
-    }
+    if (!known.includes(name)) return refuse(below(path, name), `unknown setting; known are ${known.join(", ")}`)
   }
   return Either.void
+}
+
+/**
+ * The path of a field. A name that does not look like one is left out: it may be a secret in the wrong place.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const below = (path: string, name: string): string => {
+  const shown = /^[a-zA-Z-]{1,32}$/.test(name) ? name : "?"
+  return path === "" ? shown : `${path}.${shown}`
 }
 
 /**
@@ -107,12 +116,19 @@ export const millis = (value: unknown, path: string): Checked<number> => {
     return value >= 0 ? Either.right(value) : refuse(path, `must not be negative${shown(value)}`)
   }
   // Effect reads a negative duration as none at all.
-  if (typeof value === "string" && value.trim().startsWith("-")) return refuse(path, "must not be negative")
+  if (isNegative(value)) return refuse(path, "must not be negative")
   const decoded = Duration.decodeUnknown(value)
   return decoded._tag === "None"
     ? refuse(path, "must be a duration, such as \"30 seconds\" or a number of milliseconds")
     : Either.right(Duration.toMillis(decoded.value))
 }
+
+const isNegative = (value: unknown): boolean =>
+  Array.isArray(value)
+    ? value.some(isNegative)
+    : typeof value === "string"
+    ? value.trim().startsWith("-")
+    : (typeof value === "bigint" || typeof value === "number") && value < 0
 
 /**
  * A text that is not blank and has no control characters.

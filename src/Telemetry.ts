@@ -428,20 +428,25 @@ export const make = (options: Options = {}): Effect.Effect<Service, never, Scope
     // Publishing to a PubSub that is shut down interrupts the publisher: a late call must not die of its telemetry.
     yield* Effect.addFinalizer(() => Effect.sync(() => MutableRef.update(counters, (c) => ({ ...c, closed: true }))))
 
+    // Numbering and publishing are one step, without a pause in which another fiber could publish: so every subscriber
+    // sees the events by number. Sliding hubs never make a publisher wait, so that running them on the spot is safe.
     const publish = (events: ReadonlyArray<Unnumbered>): Effect.Effect<void> =>
-      events.length === 0 ? Effect.void : Effect.suspend(() => {
+      events.length === 0 ? Effect.void : Effect.sync(() => {
         const before = MutableRef.getAndUpdate(counters, (c) => ({ ...c, seq: c.seq + events.length }))
-        if (before.closed) return Effect.void
+        if (before.closed) return
         // A member of the union without its number, and the number again, is that member.
         const numbered = events.map((event, i) => ({ ...event, seq: before.seq + i + 1 }) as Event)
         const changed = numbered.filter(isChange)
-        const toAll = before.subscribers === 0 ? Effect.void : PubSub.publishAll(all, numbered)
-        return Effect.asVoid(changed.length === 0 ? toAll : Effect.zipRight(PubSub.publishAll(changes, changed), toAll))
+        if (changed.length > 0) Effect.runSync(PubSub.publishAll(changes, changed))
+        if (before.subscribers > 0) Effect.runSync(PubSub.publishAll(all, numbered))
       })
 
     const subscribe = Effect.gen(function*() {
       yield* Effect.acquireRelease(subscribers(1), () => subscribers(-1))
-      return inOrder(yield* PubSub.subscribe(all), yield* PubSub.subscribe(changes))
+      const ofAll = yield* PubSub.subscribe(all)
+      const ofChanges = yield* PubSub.subscribe(changes)
+      // Taken now: what comes from here on is in both.
+      return inOrder(ofAll, ofChanges, yield* Effect.map(Queue.takeAll(ofChanges), Chunk.toReadonlyArray))
     })
 
     return {
@@ -466,13 +471,17 @@ const isChange = (event: Event): boolean =>
  * One stream from both buffers, by number. Every event goes through `all`; `changes` fills in what `all` lost. So it is
  * enough to wait on `all`, and then to add from `changes` what is not newer than what `all` gave.
  */
-const inOrder = (all: Queue.Dequeue<Event>, changes: Queue.Dequeue<Event>): Stream.Stream<Event> => {
+const inOrder = (
+  all: Queue.Dequeue<Event>,
+  changes: Queue.Dequeue<Event>,
+  replayed: ReadonlyArray<Event>
+): Stream.Stream<Event> => {
   interface Held {
     readonly late: ReadonlyArray<Event>
     readonly seen: number
   }
   const step = (held: Held, batch: ReadonlyArray<Event>, drained: ReadonlyArray<Event>) => {
-    const newest = batch.length === 0 ? Infinity : Math.max(...batch.map((event) => event.seq))
+    const newest = batch.reduce((newest, event) => Math.max(newest, event.seq), 0)
     const candidates = [...held.late, ...drained]
     const bySeq = new Map<number, Event>()
     for (const event of [...batch, ...candidates.filter((event) => event.seq <= newest)]) {
@@ -486,18 +495,16 @@ const inOrder = (all: Queue.Dequeue<Event>, changes: Queue.Dequeue<Event>): Stre
     }
   }
   const drain = Effect.map(Queue.takeUpTo(changes, 4096), Chunk.toReadonlyArray)
-  return Stream.unwrap(Effect.map(drain, (replayed) => {
-    const first = step({ late: [], seen: 0 }, [], replayed)
-    return Stream.concat(
-      Stream.fromIterable(first.events),
-      Stream.unfoldChunkEffect(first.held, (held) =>
-        Effect.gen(function*() {
-          const batch = Chunk.toReadonlyArray(yield* Queue.takeBetween(all, 1, 4096))
-          const next = step(held, batch, yield* drain)
-          return Option.some([Chunk.unsafeFromArray(next.events), next.held] as const)
-        }))
-    )
-  })).pipe(Stream.interruptWhen(Queue.awaitShutdown(all)))
+  const seen = replayed.reduce((newest, event) => Math.max(newest, event.seq), 0)
+  return Stream.concat(
+    Stream.fromIterable(replayed),
+    Stream.unfoldChunkEffect({ late: [], seen } as Held, (held) =>
+      Effect.gen(function*() {
+        const batch = Chunk.toReadonlyArray(yield* Queue.takeBetween(all, 1, 4096))
+        const next = step(held, batch, yield* drain)
+        return Option.some([Chunk.unsafeFromArray(next.events), next.held] as const)
+      }))
+  ).pipe(Stream.interruptWhen(Queue.awaitShutdown(all)))
 }
 
 /**

@@ -124,8 +124,10 @@ describe("a fault", () => {
   })
 
   it.prop("goes to JSON and back", [Fault.Fault], ([fault]) => {
-    const json: unknown = JSON.parse(JSON.stringify(Schema.encodeSync(Fault.Fault)(fault)))
-    const back = Schema.decodeUnknownSync(Fault.Fault)(json)
+    const text = JSON.stringify(Schema.encodeSync(Fault.Fault)(fault))
+    // JSON has no NaN and no infinity.
+    FastCheck.pre(!text.includes(":null"))
+    const back = Schema.decodeUnknownSync(Fault.Fault)(JSON.parse(text))
     assert.isTrue(Fault.isFault(back))
     assert.strictEqual(JSON.stringify(back), JSON.stringify(fault))
   })

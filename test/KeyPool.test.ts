@@ -47,7 +47,10 @@ describe("making a pool", () => {
       assert.strictEqual(yield* refused({ keys: keys("a"), strategy: "no-such" }), "strategy")
       assert.strictEqual(yield* refused({ keys: keys("a"), maxWaiters: -1 }), "maxWaiters")
       assert.strictEqual(yield* refused({ keys: keys("a"), ramp: { steps: 1 } }), "ramp.steps")
-      assert.strictEqual(yield* refused({ keys: keys("a"), cooldowns: { forbidden: { factor: 0 } } }), "cooldowns.forbidden.factor")
+      assert.strictEqual(
+        yield* refused({ keys: keys("a"), cooldowns: { forbidden: { factor: 0 } } }),
+        "cooldowns.forbidden.factor"
+      )
       assert.strictEqual(yield* refused({ keys: [{ secret: "secret-a", weight: -1 }] }), "keys[0].weight")
       assert.strictEqual(yield* refused({ keys: keys("a"), retry: 5 }), "retry")
       const error = yield* Effect.flip(KeyPool.make({ keys: [{ secret: "secret-\u0000" }] }))
@@ -652,7 +655,9 @@ describe("keys at run time", () => {
       const reader = yield* Effect.fork(
         pool.changes.pipe(
           Stream.zipWithIndex,
-          Stream.mapEffect(([snapshot, i]) => i === 0 ? Effect.as(pool.disable(id), snapshot) : Effect.succeed(snapshot)),
+          Stream.mapEffect(([snapshot, i]) =>
+            i === 0 ? Effect.as(pool.disable(id), snapshot) : Effect.succeed(snapshot)
+          ),
           Stream.take(2),
           Stream.runLast
         )
@@ -884,7 +889,9 @@ describe("telemetry", () => {
       const waiting = yield* Effect.fork(pool.run(() => Effect.void))
       yield* calm
       yield* Fiber.interrupt(waiting)
-      assert.strictEqual(named(yield* events, "call.end").length, 2, "while waiting for a key")
+      const said = yield* events
+      assert.strictEqual(named(said, "call.end").length, 2, "while waiting for a key")
+      assert.strictEqual(named(said, "call.end")[1]?.call, named(said, "call.waiting")[0]?.call)
     }))
 
   test("T1: a call that meets its deadline ends as DeadlineExceeded", () =>
@@ -912,9 +919,11 @@ describe("telemetry", () => {
         c: bad("Rejected", { status: 400 }, 30)
       })
       const pool = yield* KeyPool.make({ keys: keys("abc"), ...plain, budget: "5 seconds", maxWait: 0 })
-      const call = yield* Effect.fork(Effect.flip(pool.run((lease) =>
-        lease.key.label === "c" ? Effect.fail(new Error("mine")) : provider.send(lease)
-      )))
+      const call = yield* Effect.fork(
+        Effect.flip(
+          pool.run((lease) => lease.key.label === "c" ? Effect.fail(new Error("mine")) : provider.send(lease))
+        )
+      )
       yield* TestClock.adjust(30)
       yield* Fiber.join(call)
       yield* pool.disable(yield* idOf(pool, "c"))
@@ -926,9 +935,16 @@ describe("telemetry", () => {
       assert.strictEqual(error._tag, "AllKeysExhausted")
       if (error._tag !== "AllKeysExhausted") return
       const [first, next] = error.trail.entries
-      const entries = [first, next].map((entry) => [entry?.label, entry?.outcome, entry?.durationMillis, entry?.attempt])
+      const entries = [first, next].map((
+        entry
+      ) => [entry?.label, entry?.outcome, entry?.durationMillis, entry?.attempt])
       assert.includeDeepMembers(
-        [[["a", "RateLimited", 10, 1], ["b", "Unauthorized", 20, 2]], [["b", "Unauthorized", 20, 1], ["a", "RateLimited", 10, 2]]],
+        [[["a", "RateLimited", 10, 1], ["b", "Unauthorized", 20, 2]], [["b", "Unauthorized", 20, 1], [
+          "a",
+          "RateLimited",
+          10,
+          2
+        ]]],
         [entries]
       )
       assert.isTrue([first?.status, next?.status].includes(429))
@@ -1020,16 +1036,21 @@ describe("typed errors", () => {
       const caught = yield* Effect.fork(
         Effect.all(
           Array.from({ length: 5 }, (_, i) =>
-            pool.run(() => Effect.succeed("served"), i % 2 === 0 ? {} : { model: "large" }).pipe(
-              Effect.catchTag("PoolClosed", (error) => Effect.succeed(error.pool))
-            )),
+            pool.run(() =>
+              Effect.succeed("served"), i % 2 === 0 ? {} : { model: "large" }).pipe(
+                Effect.catchTag("PoolClosed", (error) => Effect.succeed(error.pool))
+              )),
           { concurrency: "unbounded" }
         )
       )
       const leased = yield* Effect.fork(Effect.flip(Effect.scoped(pool.lease)))
       yield* calm
       yield* close
-      assert.deepStrictEqual(yield* Fiber.join(caught), Array.from({ length: 5 }, () => "default"))
+      assert.deepStrictEqual(
+        yield* Fiber.join(caught),
+        Array.from({ length: 5 }, () =>
+          "default")
+      )
       assert.strictEqual((yield* Fiber.join(leased))._tag, "PoolClosed")
       assert.strictEqual((yield* Effect.flip(pool.run(() => Effect.void)))._tag, "PoolClosed")
       assert.strictEqual((yield* Effect.flip(Stream.runDrain(pool.stream(() => Stream.empty))))._tag, "PoolClosed")
@@ -1101,6 +1122,11 @@ describe("typed errors", () => {
       yield* TestClock.adjust("60 seconds")
       assert.deepStrictEqual(yield* Fiber.join(call), { status: 500, n: 6 })
       const poor = yield* KeyPool.make({ keys: keys("a"), retryTokens: { burst: 0, perCall: 0, perSecond: 0 } })
-      assert.deepStrictEqual(yield* Effect.flip(poor.run(() => Effect.fail({ status: 500 }))), { status: 500 })
+      assert.deepStrictEqual(
+        yield* Effect.flip(poor.run(() =>
+          Effect.fail({ status: 500 })
+        )),
+        { status: 500 }
+      )
     }))
 })

@@ -8,7 +8,10 @@ import * as Option from "effect/Option"
 import * as Fault from "../src/Fault.js"
 import * as KeymeshError from "../src/KeymeshError.js"
 
-const entry = (attempt: number, outcome: KeymeshError.TrailEntry["outcome"] = "ServerError"): KeymeshError.TrailEntry => ({
+const entry = (
+  attempt: number,
+  outcome: KeymeshError.TrailEntry["outcome"] = "ServerError"
+): KeymeshError.TrailEntry => ({
   attempt,
   keyId: "key_1",
   label: "one",
@@ -83,7 +86,16 @@ describe("messages", () => {
   })
 
   it("BudgetExceeded says how large it was, how often was tried, what went wrong last, and what to do", () => {
-    includes(errors.BudgetExceeded.message, "1m", "\"openai\"", "2 attempts", "ServerError", "503", "overloaded", "Raise")
+    includes(
+      errors.BudgetExceeded.message,
+      "1m",
+      "\"openai\"",
+      "2 attempts",
+      "ServerError",
+      "503",
+      "overloaded",
+      "Raise"
+    )
     const one = new KeymeshError.BudgetExceeded({ ...errors.BudgetExceeded, fault: undefined, trail: trailOf(1) })
     includes(one.message, "after 1 attempt.")
   })
@@ -123,7 +135,9 @@ describe("catching", () => {
     it.effect(`catchTag catches ${tag} and nothing else`, () =>
       Effect.gen(function*() {
         const failing: Effect.Effect<string, KeymeshError.CallError> = Effect.fail(error)
-        const caught = failing.pipe(Effect.catchTag(tag as KeymeshError.CallError["_tag"], (e) => Effect.succeed(e._tag)))
+        const caught = failing.pipe(
+          Effect.catchTag(tag as KeymeshError.CallError["_tag"], (e) => Effect.succeed(e._tag))
+        )
         assert.strictEqual(yield* caught, tag)
         const other = tag === "PoolClosed" ? "SdkError" : "PoolClosed"
         const missed = failing.pipe(Effect.catchTag(other, () => Effect.succeed("caught")))
@@ -158,7 +172,9 @@ describe("find", () => {
   const inner = errors.AllKeysExhausted
 
   it("finds an error that is one already", () => {
-    for (const error of Object.values(errors)) assert.strictEqual(Option.getOrUndefined(KeymeshError.find(error)), error)
+    for (const error of Object.values(errors)) {
+      assert.strictEqual(Option.getOrUndefined(KeymeshError.find(error)), error)
+    }
   })
 
   const wrappers: Readonly<Record<string, (error: unknown) => unknown>> = {
@@ -232,14 +248,20 @@ describe("trail", () => {
     assert.deepStrictEqual(more.entries, full.entries)
     assert.deepStrictEqual(more.more, { ServerError: 2, RateLimited: 1, success: 1, ignored: 1 })
     assert.strictEqual(KeymeshError.attemptsIn(more), 37)
-    assert.include(new KeymeshError.DeadlineExceeded({ ...errors.DeadlineExceeded, trail: more }).message, "37 attempts")
+    assert.include(
+      new KeymeshError.DeadlineExceeded({ ...errors.DeadlineExceeded, trail: more }).message,
+      "37 attempts"
+    )
   })
 
   it.prop("T4: no attempt is lost, whatever their number", [FastCheck.nat({ max: 100 })], ([n]) => {
     const all = trailOf(n)
     assert.strictEqual(KeymeshError.attemptsIn(all), n)
     assert.strictEqual(all.entries.length, Math.min(n, 32))
-    assert.deepStrictEqual(all.entries.map((entry) => entry.attempt), Array.from({ length: Math.min(n, 32) }, (_, i) => i + 1))
+    assert.deepStrictEqual(
+      all.entries.map((entry) => entry.attempt),
+      Array.from({ length: Math.min(n, 32) }, (_, i) => i + 1)
+    )
   })
 
   it("T4: appending leaves the old trail as it was", () => {

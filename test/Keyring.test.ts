@@ -14,8 +14,8 @@ import * as Stream from "effect/Stream"
 import * as TestClock from "effect/TestClock"
 import * as ApiKey from "../src/ApiKey.js"
 import * as Fault from "../src/Fault.js"
-import * as Keyring from "../src/Keyring.js"
 import * as KeyPool from "../src/KeyPool.js"
+import * as Keyring from "../src/Keyring.js"
 
 const idOf = (input: ApiKey.Input): string => Either.getOrThrow(ApiKey.make(input)).id
 const secrets = (keys: ReadonlyArray<ApiKey.ApiKey>): ReadonlyArray<string> =>
@@ -219,14 +219,15 @@ describe("a keyring alone", () => {
       assert.strictEqual(direct.field, "keys[1].secret")
       const configured = yield* Effect.flip(
         Effect.scoped(Layer.build(Keyring.layerConfig({ keys: ApiKey.config("KEYS") })))
-      ).pipe(Effect.withConfigProvider(ConfigProvider.fromMap(new Map([["KEYS", "[{\"secret\":\"a\",\"weight\":0}]"]]))))
+      ).pipe(
+        Effect.withConfigProvider(ConfigProvider.fromMap(new Map([["KEYS", "[{\"secret\":\"a\",\"weight\":0}]"]])))
+      )
       assert.include(String(configured), "KEYS[0].weight")
     }))
 })
 
 describe("the keyring of a pool", () => {
-  const use = (pool: KeyPool.Service) =>
-    pool.run((lease) => Effect.succeed(Redacted.value(lease.key.secret)))
+  const use = (pool: KeyPool.Service) => pool.run((lease) => Effect.succeed(Redacted.value(lease.key.secret)))
 
   it.scoped("K5: the next pick sees a key that was added, and none that was retired", () =>
     Effect.gen(function*() {

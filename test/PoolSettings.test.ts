@@ -17,7 +17,8 @@ const keys = ["sk-one"]
 /** What becomes of settings that the types may forbid. */
 const resolve = (settings: Readonly<Record<string, unknown>>) =>
   PoolSettings.resolve({ keys, ...settings } as PoolSettings.Settings)
-const resolved = (settings: Partial<PoolSettings.Settings>) => Either.getOrThrow(PoolSettings.resolve({ keys, ...settings }))
+const resolved = (settings: Partial<PoolSettings.Settings>) =>
+  Either.getOrThrow(PoolSettings.resolve({ keys, ...settings }))
 
 /** What no duration is, in any form. */
 const noDuration: ReadonlyArray<unknown> = [-1, Number.NaN, "soon", "-1 second", true, {}, []]
@@ -94,7 +95,9 @@ describe("refusals", () => {
   }
 
   it("K3: every setting has a row above", () => {
-    assert.sameMembers([...new Set(Object.keys(wrong).map((path) => path.split(".")[0] ?? ""))], [...PoolSettings.names])
+    assert.sameMembers([...new Set(Object.keys(wrong).map((path) => path.split(".")[0] ?? ""))], [
+      ...PoolSettings.names
+    ])
   })
 
   it("K3: an unknown setting is refused at its own path, at every level", () => {
@@ -214,7 +217,9 @@ describe("defaults", () => {
   it("S1: a stream may go unread for 300 s", () => assert.strictEqual(calls.streamIdleMillis, 300_000))
 
   it("what is given as undefined is left out", () => {
-    const blank = Object.fromEntries(PoolSettings.names.filter((name) => name !== "keys").map((name) => [name, undefined]))
+    const blank = Object.fromEntries(
+      PoolSettings.names.filter((name) => name !== "keys").map((name) => [name, undefined])
+    )
     const given = Either.getOrThrow(resolve(blank))
     assert.deepStrictEqual({ ...given, keys: [] }, { config, duplicates, ...calls, keys: [] })
   })

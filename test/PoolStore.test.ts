@@ -283,7 +283,7 @@ describe("P2", () => {
         const problems = yield* withPool(flaky.store, (pool, problems) =>
           Effect.gen(function*() {
             yield* Ref.set(flaky.mode, mode)
-            for (let n = 0; n < 20; n++) {
+            for (let n = 0; n < 4; n++) {
               const fiber = yield* Effect.fork(n % 2 === 0 ? benchFirst(pool) : pool.run(() => Effect.void))
               yield* Effect.repeatN(Effect.yieldNow(), 20)
               const done = yield* Fiber.poll(fiber)

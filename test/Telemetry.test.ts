@@ -91,8 +91,10 @@ describe("T1", () => {
   for (const member of Telemetry.Event.members) {
     it.prop(`T1: ${tagOf(member)} goes to JSON and back`, [member], ([event]) => {
       const encoded = Telemetry.encode(event)
-      assert.deepStrictEqual(Telemetry.decode(encoded), event)
       const text = JSON.stringify(encoded)
+      // No outcome and no gate has this name, which records cannot hold.
+      FastCheck.pre(!JSON.stringify(event).includes("__proto__"))
+      assert.deepStrictEqual(Telemetry.decode(encoded), event)
       // JSON has no NaN and no infinity.
       FastCheck.pre(!text.includes(":null"))
       assert.strictEqual(JSON.stringify(Telemetry.encode(Telemetry.decode(JSON.parse(text)))), text)
@@ -147,7 +149,9 @@ describe("T1", () => {
         "call.end"
       ])
       assert.deepStrictEqual(numbers(seen), upTo(9))
-      for (const event of seen) assert.deepStrictEqual(Telemetry.decode(JSON.parse(JSON.stringify(Telemetry.encode(event)))), event)
+      for (const event of seen) {
+        assert.deepStrictEqual(Telemetry.decode(JSON.parse(JSON.stringify(Telemetry.encode(event)))), event)
+      }
     }).pipe(Effect.provide(KeyPool.layerDefaults)))
 
   it.scoped("T1: every event of a pool is JSON, also of a cooldown that never ends", () =>
@@ -316,8 +320,11 @@ describe("T2", () => {
 
   type Step = readonly ["change" | "request", number] | readonly ["read", number]
   const step: FastCheck.Arbitrary<Step> = FastCheck.oneof(
-    FastCheck.tuple(FastCheck.constantFrom("change", "request"), FastCheck.integer({ min: 1, max: 12 })),
-    FastCheck.tuple(FastCheck.constant("read"), FastCheck.constant(0))
+    FastCheck.tuple(
+      FastCheck.constantFrom("change" as const, "request" as const),
+      FastCheck.integer({ min: 1, max: 12 })
+    ),
+    FastCheck.constant(["read", 0] as const)
   )
 
   it.scoped.prop(
@@ -335,7 +342,7 @@ describe("T2", () => {
         const perform = ([what, n]: Step) =>
           Effect.suspend(() => {
             const make = what === "change" ? change : request
-            if (what === "change") for (let i = 1; i <= n; i++) changes.push(seq + i)
+            if (what === "change") { for (let i = 1; i <= n; i++) changes.push(seq + i) }
             seq += n
             return telemetry.publish(Array.from({ length: n }, (_, i) => make(i)))
           })
@@ -474,7 +481,11 @@ describe("layers", () => {
         "Warning key.disabled"
       ])
       const [, , , failed] = logs
-      assert.containsSubset(failed?.fields, { pool: "default", attempt: 1, fault: { kind: "RateLimited", status: 429 } })
+      assert.containsSubset(failed?.fields, {
+        pool: "default",
+        attempt: 1,
+        fault: { kind: "RateLimited", status: 429 }
+      })
       assert.notProperty(failed?.fields ?? {}, "_tag")
       assert.notInclude(JSON.stringify(logs), secret)
     }))

@@ -70,20 +70,18 @@ export const event = (event: Telemetry.Event, since: number): string | undefined
       return line("green", "✓", event.label, `answered in ${howLong(event.durationMillis)}`)
     case "request.fail": {
       const { code, kind, status } = event.fault
-      const words = [status === undefined ? "no answer" : `HTTP ${status}`, kind, code ?? ""]
+      const answer = kind === "Timeout" || kind === "Network" ? "no answer" : "inside the answer"
+      const words = [status === undefined ? answer : `HTTP ${status}`, kind, code ?? ""]
       return line("red", "✗", event.label, words.filter((word) => word !== "").join("  "))
     }
     case "key.rotated":
       return line("yellow", "→", event.label, `takes over: ${event.reason}`)
     case "key.cooldown":
       return line("yellow", "‖", event.label, `rests for ${left(event.until)}, ${sources[event.provenance]}`)
-    case "circuit.open":
-      return line(
-        "red",
-        "○",
-        event.label,
-        `breaker open for ${left(event.until)}, after ${event.failures} faults in a row`
-      )
+    case "circuit.open": {
+      const why = event.from === "HalfOpen" ? "a bad probe" : `${event.failures} faults in a row`
+      return line("red", "○", event.label, `breaker open for ${left(event.until)}, after ${why}`)
+    }
     case "circuit.half-open":
       return line("yellow", "◐", event.label, "breaker half-open: this one call is the probe")
     case "circuit.closed":

@@ -38,8 +38,8 @@ export interface PooledRequest {
   readonly facts: RequestFacts
   /** The caller's signal. */
   readonly signal: AbortSignal | undefined
-  /** How long the caller's client said that it would wait, in milliseconds. */
-  readonly timeoutMillis: number | undefined
+  /** How long a stream may be held back, in milliseconds, if less than the environment's limit. */
+  readonly holdMillis: number | undefined
 }
 
 /**
@@ -58,10 +58,24 @@ export interface Environment {
   readonly fork: (effect: Effect.Effect<unknown>) => () => void
   /** Calls back when an object is collected that nobody reads any more; returns how to cancel that. */
   readonly onCollected: (object: object, f: () => void) => () => void
+  /**
+   * Tells of an answer that is handed on, and how to break it off; returns how to take that back. A `stream` lasts until
+   * its end; of any other body nobody knows whether it is still read.
+   */
+  readonly onOpened: (kind: "stream" | "body", breakOff: BreakOff) => () => void
   /** The header, and the id, by which a stream that fails late is recognised. */
   readonly mark: readonly [header: string, id: string]
-  readonly onLate: (fault: Fault.Fault, headers: Headers) => void
+  /** `error` is what the reader gets, where that is thrown. */
+  readonly onLate: (fault: Fault.Fault, headers: Headers, error: unknown) => void
 }
+
+/**
+ * Breaks an answer off: its request is aborted, its lease ends, and its reader gets the reason.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type BreakOff = (reason?: unknown) => void
 
 /**
  * An answer. With a `fault` it is a refusal, already clean of the secret; without, it belongs to the caller, and if it
@@ -117,10 +131,7 @@ export const attempt = (
     const secret = Redacted.value(lease.key.secret)
     const controller = new AbortController()
     return Effect.matchEffect(send(environment, request, lease, secret, controller.signal), {
-      onFailure: (error) => {
-        const fault = Classifier.classifyThrown(error)
-        return new NoAnswer({ fault: fault === "cancelled" ? undefined : fault, error: Scrub.error(secret)(error) })
-      },
+      onFailure: noAnswer(secret),
       onSuccess: (response) => read(environment, request, lease, secret, response, controller)
     }).pipe(Effect.onInterrupt(() => Effect.sync(() => controller.abort())))
   })
@@ -194,50 +205,76 @@ const read = (
   controller: AbortController
 ): Effect.Effect<Answer, NoAnswer> => {
   const type = response.headers.get("content-type") ?? ""
-  if (response.status >= 400) return refusal(environment, secret, response, undefined)
+  if (response.status >= 400) return refusal(environment, secret, response, controller)
   if (response.body !== null && type.includes("text/event-stream")) {
     return stream(environment, request, lease, secret, response, controller)
   }
   const json = type.includes("json")
   if (json && (request.facts.streaming || environment.provider.dialect.okBody === "peek")) {
-    return refusal(environment, secret, response, request.facts.streaming ? "before-content" : undefined)
+    return Effect.flatMap(
+      Effect.mapError(text(response), noAnswer(secret)),
+      (body) => judged(environment, secret, response, body, request.facts.streaming ? "before-content" : undefined)
+    )
   }
-  if (response.status >= 300 && response.status !== 304) {
-    return Effect.succeed({ response: clean(response, secret, response.body), fault: undefined, holds: false })
-  }
+  // To whoever did not ask for redirects to be shown, this is an error too.
+  if (response.status >= 300 && response.status !== 304) return refusal(environment, secret, response, controller)
   return Effect.sync(() => {
-    link(request.signal, controller, (unlink) => environment.onCollected(response, unlink))
-    return { response, fault: undefined, holds: false }
+    const answer = withValues(response, secret)
+    link(request.signal, controller, (unlink) => environment.onCollected(answer, unlink))
+    environment.onOpened("body", (reason) => controller.abort(reason))
+    return { response: answer, fault: undefined, holds: false }
   })
 }
 
-/** An answer whose body decides: a refusal, or a success that may be an error after all. */
+const text = (response: Response): Effect.Effect<string, unknown> =>
+  Effect.tryPromise({ try: () => response.text(), catch: (error) => error })
+
+const noAnswer = (secret: string) => (error: unknown): NoAnswer => {
+  const fault = Classifier.classifyThrown(error)
+  return new NoAnswer({ fault: fault === "cancelled" ? undefined : fault, error: Scrub.error(secret)(error) })
+}
+
+/** An answer that is no success; if its body does not come, it is one all the same. */
 const refusal = (
+  environment: Environment,
+  secret: string,
+  response: Response,
+  controller: AbortController
+): Effect.Effect<Answer> =>
+  text(response).pipe(
+    Effect.orElseSucceed(() => ""),
+    Effect.timeoutTo({
+      duration: bodyMillis,
+      onSuccess: (body) => body,
+      onTimeout: () => {
+        controller.abort()
+        return ""
+      }
+    }),
+    Effect.flatMap((body) => judged(environment, secret, response, body, undefined))
+  )
+
+/** An answer whose body decides: a refusal, or a success that may be an error after all. */
+const judged = (
   { provider }: Environment,
   secret: string,
   response: Response,
+  body: string,
   streaming: Classifier.Phase | undefined
 ): Effect.Effect<Answer> =>
-  Effect.map(
-    Effect.zip(
-      // A refusal whose body does not come is a refusal all the same.
-      Effect.promise(() => response.text().catch(() => "")).pipe(
-        Effect.timeoutTo({ duration: bodyMillis, onSuccess: (text) => text, onTimeout: () => "" })
-      ),
-      Effect.clockWith((clock) => Effect.succeed(clock.unsafeCurrentTimeMillis()))
-    ),
-    ([body, now]) => {
-      const fault = Classifier.classify(provider.dialect, {
-        status: response.status,
-        headers: response.headers,
-        body,
-        now,
-        ...(streaming === undefined ? {} : { streaming })
-      })
-      const text = fault === undefined ? body : Scrub.text(secret)(body)
-      return { response: clean(response, secret, text), fault, holds: false, body: parsed(text) }
-    }
-  )
+  Effect.clockWith((clock) => {
+    // Scrubbed first: what was echoed may stand where a code is looked for.
+    const scrubbed = Scrub.text(secret)(body)
+    const fault = Classifier.classify(provider.dialect, {
+      status: response.status,
+      headers: Scrub.values(secret)(response.headers),
+      body: scrubbed,
+      now: clock.unsafeCurrentTimeMillis(),
+      ...(streaming === undefined ? {} : { streaming })
+    })
+    const text = fault === undefined && response.ok ? body : scrubbed
+    return Effect.succeed({ response: clean(response, secret, text), fault, holds: false, body: parsed(text) })
+  })
 
 const parsed = (text: string): unknown => {
   try {
@@ -260,14 +297,11 @@ const stream = (
     const { fork, limits, onCollected, provider } = environment
     // The caller checked that there is a body.
     const reader = (response.body as ReadableStream<Uint8Array>).getReader()
-    const millis = Math.min(limits.millis, (request.timeoutMillis ?? Infinity) / 4)
+    const millis = Math.min(limits.millis, request.holdMillis ?? Infinity)
     return Effect.flatMap(
       Effect.mapError(
-        EventBody.open(provider, reader, response.headers, { ...limits, millis }),
-        (error) => {
-          const fault = Classifier.classifyThrown(error)
-          return new NoAnswer({ fault: fault === "cancelled" ? undefined : fault, error: Scrub.error(secret)(error) })
-        }
+        EventBody.open(provider, reader, response.headers, { ...limits, millis }, secret),
+        noAnswer(secret)
       ),
       (opened): Effect.Effect<Answer, NoAnswer> => {
         if (opened._tag === "Failed") {
@@ -288,25 +322,31 @@ const stream = (
           const unlink = link(request.signal, controller, () => {})
           const unwatch = fork(lease.endWhenIdle(() => MutableRef.get(idleSince)))
           let uncollect = () => {}
+          let close = () => {}
           const end = () => {
             unlink()
             unwatch()
             uncollect()
+            close()
             fork(lease.end)
           }
+          const breakOff: BreakOff = (reason) => {
+            controller.abort(reason)
+            end()
+          }
           const body = EventBody.rest(provider, reader, response.headers, opened, secret, wall, {
-            late: (fault) => {
-              environment.onLate(fault, response.headers)
+            late: (fault, error) => {
+              if (controller.signal.aborted) return
+              environment.onLate(fault, response.headers, error)
               fork(lease.commit(Outcome.fault(fault)))
             },
             ended: end,
             reading: (active) => MutableRef.set(idleSince, active ? undefined : now())
           })
-          uncollect = onCollected(body, () => {
-            controller.abort()
-            end()
-          })
-          const headers = new Headers(response.headers)
+          // Neither of these may hold the body, or it would never be collected.
+          uncollect = onCollected(body, breakOff)
+          close = environment.onOpened("stream", breakOff)
+          const headers = new Headers(Scrub.values(secret)(response.headers))
           headers.set(...environment.mark)
           return { response: withBody(response, headers, body), fault: undefined, holds: true }
         })
@@ -330,10 +370,16 @@ const link = (
 }
 
 /** The answer without the secret, and without anything that makes an SDK try again by itself. */
-const clean = (response: Response, secret: string, body: string | ReadableStream<Uint8Array> | null): Response => {
+const clean = (response: Response, secret: string, body: string): Response => {
   const headers = Scrub.headers(secret)(response.headers)
   if (response.status >= 400) headers.set("x-should-retry", "false")
   return withBody(response, headers, body, Scrub.text(secret)(response.statusText))
+}
+
+/** The answer as it came, its headers clean of the secret. */
+const withValues = (response: Response, secret: string): Response => {
+  const headers = Scrub.values(secret)(response.headers)
+  return headers === response.headers ? response : withBody(response, headers, response.body)
 }
 
 const withBody = (

@@ -74,7 +74,8 @@ export const open = Effect.fnUntraced(function*(
   provider: Provider,
   reader: ReadableStreamDefaultReader<Uint8Array>,
   headers: Headers,
-  limits: Limits
+  limits: Limits,
+  secret: string
 ) {
   const started = yield* now
   const held: Array<Uint8Array> = []
@@ -104,7 +105,12 @@ export const open = Effect.fnUntraced(function*(
       return {
         _tag: "Failed",
         held,
-        fault: yield* faultOf(provider, event, headers, "before-content")
+        fault: yield* Effect.clockWith((clock) =>
+          Effect.succeed(
+            faultOf(provider, event, headers, "before-content", secret, clock.unsafeCurrentTimeMillis()) ??
+              Classifier.cut
+          )
+        )
       } satisfies Failed
     }
     // Nothing at all, or nothing but the overture: whatever it was, it was cut.
@@ -123,8 +129,8 @@ export const open = Effect.fnUntraced(function*(
  * @category models
  */
 export interface Listener {
-  /** It failed after its beginning had been handed on. */
-  readonly late: (fault: Fault.Fault) => void
+  /** It failed after its beginning had been handed on; `error` is what its reader gets, if that is thrown. */
+  readonly late: (fault: Fault.Fault, error?: unknown) => void
   /** It is over: read to its end, failed, or cancelled. Told once. */
   readonly ended: () => void
   /** A read begins, or is over. */
@@ -148,7 +154,7 @@ export const rest = (
   listener: Listener
 ): ReadableStream<Uint8Array> => {
   const scrubError = Scrub.error(secret)
-  let watch = watchFrom(provider, secret)
+  let watch = watchFrom(secret)
   let pending = opened.pending
   let over = false
   const queue = [...opened.held]
@@ -161,11 +167,7 @@ export const rest = (
     const step = feed(provider, watch, chunk)
     watch = step.watch
     for (const event of step.errors) {
-      const fault = Classifier.classifyEvent(provider.dialect, event, {
-        headers,
-        now: clock(),
-        streaming: "after-content"
-      })
+      const fault = faultOf(provider, event, headers, "after-content", secret, clock())
       if (fault !== undefined) listener.late(fault)
     }
     return step.out
@@ -196,9 +198,10 @@ export const rest = (
         }
       } catch (error) {
         const fault = Classifier.classifyThrown(error)
-        if (fault !== "cancelled") listener.late(fault)
+        const clean = scrubError(error)
+        if (fault !== "cancelled") listener.late(fault, clean)
         end()
-        controller.error(scrubError(error))
+        controller.error(clean)
       } finally {
         listener.reading(false)
       }
@@ -215,16 +218,16 @@ interface Watch {
   readonly parser: Sse.SseState
   readonly held: Uint8Array
   readonly secrets: ReadonlyArray<Uint8Array>
-  readonly scrub: (text: string) => string
+  readonly scrub: (bytes: Uint8Array) => Uint8Array
   readonly terminated: boolean
   readonly failed: boolean
 }
 
-const watchFrom = (_: Provider, secret: string): Watch => ({
+const watchFrom = (secret: string): Watch => ({
   parser: Sse.initial,
   held: none,
   secrets: Scrub.forms(secret).map((form) => encoder.encode(form)),
-  scrub: Scrub.text(secret),
+  scrub: Scrub.bytes(secret),
   terminated: false,
   failed: false
 })
@@ -255,7 +258,7 @@ const feed = (provider: Provider, watch: Watch, chunk: Uint8Array): Fed => {
     const from = Math.max(0, event.start - offset)
     const to = event.end - offset
     if (from > passed) out.push(bytes.subarray(passed, from))
-    out.push(encoder.encode(watch.scrub(decoder.decode(bytes.subarray(from, to)))))
+    out.push(watch.scrub(bytes.subarray(from, to)))
     passed = to
   }
   const open = Math.max(passed, parser.start - offset)
@@ -271,7 +274,7 @@ const feed = (provider: Provider, watch: Watch, chunk: Uint8Array): Fed => {
 }
 
 const flush = (watch: Watch): Uint8Array | undefined =>
-  watch.held.byteLength === 0 ? undefined : encoder.encode(watch.scrub(decoder.decode(watch.held)))
+  watch.held.byteLength === 0 ? undefined : watch.scrub(watch.held)
 
 /** Parsing each event would cost more than all the rest; an error names itself. */
 const looksLikeError = (event: Sse.SseEvent): boolean =>
@@ -297,20 +300,19 @@ const lastOf = (parser: Sse.SseState): ReadonlyArray<Sse.SseEvent> => {
   return last === undefined ? [] : [last]
 }
 
+/** Scrubbed first: what was echoed may stand where a code is looked for. */
 const faultOf = (
   provider: Provider,
   event: Sse.SseEvent,
   headers: Headers,
-  streaming: Classifier.Phase
-): Effect.Effect<Fault.Fault> =>
-  Effect.clockWith((clock) =>
-    Effect.succeed(
-      Classifier.classifyEvent(provider.dialect, event, {
-        headers,
-        now: clock.unsafeCurrentTimeMillis(),
-        streaming
-      }) ?? Classifier.cut
-    )
+  streaming: Classifier.Phase,
+  secret: string,
+  now: number
+): Fault.Fault | undefined =>
+  Classifier.classifyEvent(
+    provider.dialect,
+    { event: event.event, data: event.data === undefined ? undefined : Scrub.text(secret)(event.data) },
+    { headers: Scrub.values(secret)(headers), now, streaming }
   )
 
 const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {
@@ -323,6 +325,5 @@ const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {
 const now = Effect.clockWith((clock) => Effect.succeed(clock.unsafeCurrentTimeMillis()))
 const none = new Uint8Array(0)
 const encoder = new TextEncoder()
-const decoder = new TextDecoder()
 /** An event that goes on and on is not waited for: it passes. */
 const maxHeld = 256 * 1024

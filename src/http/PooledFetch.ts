@@ -13,12 +13,14 @@ import * as Fiber from "effect/Fiber"
 import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
+import * as Random from "effect/Random"
 import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as AsyncContext from "../AsyncContext.js"
+import { CallOptions } from "../CallOptions.js"
 import * as Fault from "../Fault.js"
-import { AllKeysExhausted, emptyTrail, isPoolError, type PoolError, type Trail } from "../KeymeshError.js"
+import { AllKeysExhausted, emptyTrail, isPoolError, PoolClosed, type PoolError, type Trail } from "../KeymeshError.js"
 import type * as KeyPool from "../KeyPool.js"
 import * as Outcome from "../Outcome.js"
 import type { Provider, RequestShape } from "../providers/Provider.js"
@@ -97,17 +99,26 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
   Effect.gen(function*() {
     const { pool, provider } = options
     const transport = options.transport ?? ((input, init) => globalThis.fetch(input, init))
-    const scope = yield* Effect.scope
     const runtime = yield* Effect.runtime<never>()
     const context = AsyncContext.make<Frame>()
     const failures = yield* makeFailures(pool.name)
+    const closed = MutableRef.make(false)
+    const calls = new Set<Fiber.RuntimeFiber<unknown, unknown>>()
+    const streams = new Set<Attempt.BreakOff>()
+    const poolClosed = (trail: Trail) => new PoolClosed({ pool: pool.name, trail })
+    yield* Effect.addFinalizer(() =>
+      Effect.suspend(() => {
+        MutableRef.set(closed, true)
+        for (const breakOff of streams) breakOff(poolClosed(emptyTrail))
+        return Fiber.interruptAll([...calls])
+      })
+    )
 
     const start = <A, E>(frame: Frame | undefined, effect: Effect.Effect<A, E>): Fiber.RuntimeFiber<A, E> =>
-      // Outside the caller's asynchronous context: the scheduler would carry it into other fibers.
+      // Outside the caller's asynchronous context: the scheduler would carry it into other fibers. A client may abort
+      // its request also where the effect around it may not be interrupted.
       context.outside(() =>
-        Runtime.runFork(frame === undefined || MutableRef.get(frame.sealed) ? runtime : frame.runtime)(effect, {
-          scope
-        })
+        Runtime.runFork(frame?.state === "running" ? frame.runtime : runtime)(Effect.interruptible(effect))
       )
 
     const collected = collector()
@@ -126,21 +137,33 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           return () => fiber.unsafeInterruptAsFork(fiber.id())
         },
         onCollected: collected,
+        onOpened: (kind, breakOff) => {
+          frame?.answers.add(breakOff)
+          if (kind === "stream") streams.add(breakOff)
+          return () => {
+            frame?.answers.delete(breakOff)
+            streams.delete(breakOff)
+          }
+        },
         mark: [idHeader, id],
-        onLate: (fault, headers) =>
-          failures.remember(id, {
+        onLate: (fault, headers, error) => {
+          const failure: Failure = {
             _tag: "ProviderFailure",
             fault,
             status: fault.status,
             body: undefined,
             requestId: provider.requestId(headers),
             trail: MutableRef.get(trail)
-          })
+          }
+          failures.remember(id, failure)
+          failures.ofThrown(error, failure)
+        }
       }
     }
 
     const pooled = (request: Incoming, frame: Frame | undefined): Promise<Response> => {
-      const { shape, signal } = request
+      if (MutableRef.get(closed)) return Promise.resolve(failures.ofPool(provider, poolClosed(emptyTrail)))
+      const { announced, shape, signal } = request
       const facts = provider.facts(shape)
       const lease = MutableRef.make<KeyPool.Lease | undefined>(undefined)
       const trail = MutableRef.make(emptyTrail)
@@ -152,75 +175,81 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         init: request.init,
         facts,
         signal,
-        timeoutMillis: request.timeoutMillis
+        holdMillis: announced === undefined ? undefined : Math.max(100, announced.from / 4)
       }
       const repeatable = !facts.creating || headers.has("idempotency-key")
-      const call = pool.run((leased) => {
-        MutableRef.set(lease, leased)
-        return Attempt.attempt(env, once, leased)
-      }, {
-        model: facts.model,
-        replayable: request.reusable ? repeatable ? undefined : false : "never",
-        hold: (answer) => answer.holds,
-        trail,
-        classify: (exit) =>
-          Exit.isSuccess(exit)
-            ? Attempt.outcomeOf(exit.value)
-            : Cause.failureOption(exit.cause).pipe((failure) =>
-              failure._tag === "Some" ? Attempt.outcomeOf(failure.value) : Outcome.ignored
-            )
+      const call = Effect.flatMap(CallOptions, (given) =>
+        pool.run((leased) => {
+          MutableRef.set(lease, leased)
+          return Attempt.attempt(env, once, leased)
+        }, {
+          model: facts.model,
+          replayable: request.reusable ? given.replayable ?? repeatable : "never",
+          hold: (answer) => answer.holds,
+          trail,
+          classify: (exit) =>
+            Exit.isSuccess(exit)
+              ? Attempt.outcomeOf(exit.value)
+              : Cause.failureOption(exit.cause).pipe((failure) =>
+                failure._tag === "Some" ? Attempt.outcomeOf(failure.value) : Outcome.ignored
+              )
+        }))
+      const providerFailure = (fault: Fault.Fault, response: Response | undefined, body: unknown): ProviderFailure => ({
+        _tag: "ProviderFailure",
+        fault,
+        status: response?.status,
+        body,
+        requestId: response === undefined ? undefined : provider.requestId(response.headers),
+        trail: MutableRef.get(trail)
       })
       return new Promise((resolve, reject) => {
         const startedAt = performance.now()
+        let timeout: Fault.Fault | undefined
         const fiber = start(frame, call)
         const abort = () => {
           // A client that gives up when it said it would has run into its timeout; any other abort is the caller's will.
-          const timedOut = request.timeoutMillis !== undefined &&
-            Math.abs(performance.now() - startedAt - request.timeoutMillis) <= 250
+          const elapsed = performance.now() - startedAt
+          const timedOut = announced !== undefined && elapsed >= announced.from - timeoutSlack &&
+            elapsed <= announced.to + timeoutSlack
+          if (timedOut) timeout = Fault.make("Timeout", { code: "client_timeout" })
           const held = MutableRef.get(lease)
-          const said = timedOut && held !== undefined
-            ? held.commit(Outcome.fault(Fault.make("Timeout", { code: "client_timeout" })))
+          const said = timeout !== undefined && held !== undefined
+            ? held.commit(Outcome.fault(timeout))
             : Effect.void
           start(frame, Effect.zipRight(said, Fiber.interruptFork(fiber)))
         }
-        frame?.fibers.add(fiber)
+        calls.add(fiber)
+        frame?.calls.add(fiber)
         if (signal?.aborted === true) abort()
         else signal?.addEventListener("abort", abort, { once: true })
         fiber.addObserver((exit) => {
-          frame?.fibers.delete(fiber)
+          calls.delete(fiber)
+          frame?.calls.delete(fiber)
+          if (frame !== undefined && timeout !== undefined) {
+            frame.timedOut = providerFailure(timeout, undefined, undefined)
+          }
           signal?.removeEventListener("abort", abort)
           if (Exit.isSuccess(exit)) {
             const { body, fault, response } = exit.value
             resolve(
               fault === undefined
                 ? response
-                : failures.ofAnswer(response, {
-                  _tag: "ProviderFailure",
-                  fault,
-                  status: response.status,
-                  body,
-                  requestId: provider.requestId(response.headers),
-                  trail: MutableRef.get(trail)
-                })
+                : failures.ofAnswer(response, providerFailure(fault, response, body))
             )
             return
           }
           const failure = Cause.failureOption(exit.cause)
           if (failure._tag === "None") {
-            reject(Cause.isInterruptedOnly(exit.cause) ? abortError(signal) : Cause.squash(exit.cause))
+            if (!Cause.isInterruptedOnly(exit.cause)) reject(Cause.squash(exit.cause))
+            else if (MutableRef.get(closed) && signal?.aborted !== true) {
+              resolve(failures.ofPool(provider, poolClosed(MutableRef.get(trail))))
+            } else reject(abortError(signal))
           } else if (isPoolError(failure.value)) {
             resolve(failures.ofPool(provider, failure.value))
           } else {
             const { error, fault } = failure.value
             reject(
-              fault === undefined ? error : failures.ofThrown(error, {
-                _tag: "ProviderFailure",
-                fault,
-                status: undefined,
-                body: undefined,
-                requestId: undefined,
-                trail: MutableRef.get(trail)
-              })
+              fault === undefined ? error : failures.ofThrown(error, providerFailure(fault, undefined, undefined))
             )
           }
         })
@@ -243,35 +272,56 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
 
     const newFrame = Effect.map(
       Effect.runtime<never>(),
-      (runtime): Frame => ({ runtime, fibers: new Set(), sealed: MutableRef.make(false) })
+      (runtime): Frame => ({ runtime, calls: new Set(), answers: new Set(), state: "running", timedOut: undefined })
     )
     const promised = <A>(frame: Frame, f: (signal: AbortSignal) => PromiseLike<A> | A): Effect.Effect<A, unknown> =>
       Effect.tryPromise({
         try: (signal) => context.run(frame, () => Promise.resolve(f(signal))),
-        catch: (error) => error
-      }).pipe(Effect.onInterrupt(() => settled(frame)))
-    // What a callback has started ends with it, and is settled then.
-    const settled = (frame: Frame) => Effect.suspend(() => Fiber.interruptAll([...frame.fibers]))
-    const seal = (frame: Frame) => Effect.sync(() => MutableRef.set(frame.sealed, true))
+        catch: (error) => attributed(frame, error)
+      })
+    /** An SDK drops the error of a request that timed out, and makes its own. */
+    const attributed = (frame: Frame, error: unknown): unknown =>
+      frame.timedOut !== undefined && failures.find(error) === undefined && isTimeoutError(error)
+        ? failures.ofThrown(error, frame.timedOut)
+        : error
+    /** What a callback has started ends with it, and is settled then. */
+    const breakOff = (frame: Frame) =>
+      Effect.suspend(() => {
+        for (const stop of frame.answers) stop()
+        return Fiber.interruptAll([...frame.calls])
+      })
+    const seal = (frame: Frame) =>
+      Effect.sync(() => {
+        frame.state = "sealed"
+      })
 
     return {
       fetch,
       failureOf: failures.find,
-      within: (f) => Effect.flatMap(newFrame, (frame) => Effect.ensuring(promised(frame, f), seal(frame))),
+      within: (f) =>
+        Effect.flatMap(newFrame, (frame) =>
+          promised(frame, f).pipe(
+            Effect.onInterrupt(() => breakOff(frame)),
+            Effect.ensuring(seal(frame))
+          )),
       iterate: <A>(f: (signal: AbortSignal) => PromiseLike<AsyncIterable<A>> | AsyncIterable<A>) =>
         Stream.unwrapScoped(Effect.gen(function*() {
           const frame = yield* newFrame
           const controller = new AbortController()
-          yield* Effect.addFinalizer(() => Effect.zipRight(settled(frame), seal(frame)))
-          const iterable = yield* promised(frame, () => f(controller.signal))
-          const iterator = iterable[Symbol.asyncIterator]()
+          const opened = MutableRef.make<AsyncIterator<A> | undefined>(undefined)
           yield* Effect.addFinalizer(() =>
-            Effect.sync(() => {
+            Effect.suspend(() => {
               controller.abort()
-              // Not waited for: a generator answers only after the step it is in.
-              context.run(frame, () => iterator.return?.())?.catch(() => undefined)
+              // Not waited for: a generator answers only after the step that it is in.
+              context.run(frame, async () => MutableRef.get(opened)?.return?.()).catch(() => undefined)
+              return Effect.zipRight(breakOff(frame), seal(frame))
             })
           )
+          const iterator = yield* promised(frame, async () => {
+            const iterator = (await f(controller.signal))[Symbol.asyncIterator]()
+            MutableRef.set(opened, iterator)
+            return iterator
+          })
           return Stream.repeatEffectOption(Effect.flatMap(
             Effect.mapError(promised(frame, () => iterator.next()), Option.some),
             (step) => step.done === true ? Effect.fail(Option.none()) : Effect.succeed(step.value)
@@ -280,12 +330,18 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
     }
   })
 
-/** A callback that runs: where its requests run, and which are under way. */
+/** A callback that runs: where its requests run, which are under way, and which answers are open. */
 interface Frame {
   readonly runtime: Runtime.Runtime<never>
-  readonly fibers: Set<Fiber.RuntimeFiber<unknown, unknown>>
-  readonly sealed: MutableRef.MutableRef<boolean>
+  readonly calls: Set<Fiber.RuntimeFiber<unknown, unknown>>
+  readonly answers: Set<Attempt.BreakOff>
+  state: "running" | "sealed"
+  /** The last request that ran into the timeout of its client. */
+  timedOut: ProviderFailure | undefined
 }
+
+const isTimeoutError = (error: unknown): boolean =>
+  error instanceof Error && /Timeout/.test(`${error.name} ${error.constructor.name}`)
 
 // ----------------------------------------------------------------------------------------------------------- requests
 
@@ -295,7 +351,8 @@ interface Incoming {
   readonly init: () => RequestInit
   readonly signal: AbortSignal | undefined
   readonly reusable: boolean
-  readonly timeoutMillis: number | undefined
+  /** Between which times, in milliseconds, the client's timeout is: it announces whole seconds, cut off. */
+  readonly announced: { readonly from: number; readonly to: number } | undefined
 }
 
 const addressOf = (input: string | URL | Request): URL | undefined => {
@@ -308,7 +365,8 @@ const incoming = (url: URL, input: string | URL | Request, init: RequestInit | u
   const headers = new Headers(init?.headers ?? given?.headers)
   const body = init?.body
   const ownBody = body === undefined && given?.body !== null && given?.body !== undefined
-  const seconds = Number(headers.get("x-stainless-timeout") ?? undefined)
+  const announced = headers.get("x-stainless-timeout") ?? ""
+  const seconds = /^\d{1,9}$/.test(announced) ? Number(announced) : undefined
   return {
     shape: {
       method: (init?.method ?? given?.method ?? "GET").toUpperCase(),
@@ -325,9 +383,12 @@ const incoming = (url: URL, input: string | URL | Request, init: RequestInit | u
     }),
     signal: init?.signal ?? given?.signal,
     reusable: ownBody || RequestBody.isReusable(body),
-    timeoutMillis: Number.isFinite(seconds) && seconds > 0 ? seconds * 1_000 : undefined
+    announced: seconds === undefined ? undefined : { from: seconds * 1_000, to: (seconds + 1) * 1_000 }
   }
 }
+
+/** How far from the announced timeout an abort is one, in milliseconds. */
+const timeoutSlack = 250
 
 const abortError = (signal: AbortSignal | undefined): unknown =>
   signal?.aborted === true && signal.reason !== undefined
@@ -351,11 +412,12 @@ const idHeader = "x-keymesh-id"
 
 /** The failures that callers may still ask for: by the id in the answer, or by the error that was thrown. */
 const makeFailures = (pool: string) =>
-  Effect.sync(() => {
+  // Two pools of one name are told apart: an error of the one may be shown to the other.
+  Effect.map(Random.nextIntBetween(0, 0x1000000), (instance) => {
     const byId = new Map<string, Failure>()
     const byError = new WeakMap<object, Failure>()
     let count = 0
-    const nextId = () => `${pool}-${++count}`
+    const nextId = () => `${pool}-${instance.toString(36)}-${++count}`
     const remember = (id: string, failure: Failure): void => {
       byId.set(id, failure)
       // Few are ever asked for late: those nobody asks for make room.
@@ -387,6 +449,7 @@ const makeFailures = (pool: string) =>
     }
     const find = (error: unknown, levels = 6): Failure | undefined => {
       if (!Predicate.isObject(error) || levels === 0) return undefined
+      if (isPoolError(error)) return error
       const thrown = byError.get(error)
       if (thrown !== undefined) return thrown
       const id = headerOf(error, idHeader)

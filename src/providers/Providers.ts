@@ -25,8 +25,14 @@ export const openAi: Provider = {
     data.trim() === "[DONE]" || event === "response.completed" || event === "response.incomplete" ||
     event === "response.failed",
   requestId: (headers) => headers.get("x-request-id") ?? undefined,
-  renderError: ({ code, message, status }) => ({
-    error: { message, type: status === 401 ? "authentication_error" : "keymesh_error", param: null, code }
+  renderError: ({ code, id, message, status }) => ({
+    error: {
+      message,
+      type: status === 401 ? "authentication_error" : "keymesh_error",
+      param: null,
+      code,
+      keymesh_id: id
+    }
   })
 }
 

@@ -43,8 +43,7 @@ export const service = (
 ) =>
   OpenAi.make({
     keys: [...labels].map((label) => ({ secret: secretOf(label), label })),
-    client: (fetch) =>
-      new Sdk({ apiKey: "unused", baseURL: fake.baseUrl, organization: null, project: null, fetch }),
+    client: (fetch) => new Sdk({ apiKey: "unused", baseURL: fake.baseUrl, organization: null, project: null, fetch }),
     floor: false,
     cooldowns: { jitter: 0 },
     ...settings

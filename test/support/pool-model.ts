@@ -152,8 +152,8 @@ export class World {
         this.state = leased.state
         if (leased.lease === undefined) {
           this.mustBeBarred(before, request)
-          this.placesAreCurrent()
         } else this.granted(before, leased.lease, request, leased.events)
+        this.placesAreCurrent()
         break
       }
       case "settle":

@@ -1,17 +1,16 @@
 import * as Clock from "effect/Clock"
-import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
+import type * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import * as Random from "effect/Random"
 import type * as Scheduler from "effect/Scheduler"
 
 /**
- * Fibers on a clock and a scheduler that only move when they are told: one scheduled task is one step. With `ops` = 1
- * a fiber yields after every single operation, so that an interruption can strike between any two of them. The same
- * programs and the same steps give the same run, always.
+ * Fibers on a clock and a scheduler that only move when they are told. One operation of a fiber is one step; something
+ * may strike between any two of them, and a fiber gives way to the others after `ops` of them. The same programs and
+ * the same strikes give the same run, always.
  */
 export class Simulation {
   readonly clock: Clock.Clock
@@ -28,7 +27,11 @@ export class Simulation {
     this.seed = seed
     this.ops = ops
     this.scheduler = {
-      shouldYield: (fiber) => fiber.currentOpCount > this.ops ? 0 : false,
+      shouldYield: (fiber) => {
+        this.steps++
+        for (const action of this.strikes.get(this.steps) ?? []) action()
+        return fiber.currentOpCount > this.ops ? 0 : false
+      },
       scheduleTask: (task) => {
         this.tasks.push(task)
       }
@@ -85,9 +88,7 @@ export class Simulation {
   settle(): void {
     for (let task = this.tasks.shift(); task !== undefined; task = this.tasks.shift()) {
       task()
-      this.steps++
-      if (this.steps > 2_000_000) throw new Error("it does not come to rest")
-      for (const action of this.strikes.get(this.steps) ?? []) action()
+      if (this.steps > 1_000_000) throw new Error("it does not come to rest")
     }
   }
 
@@ -101,5 +102,3 @@ export class Simulation {
     return exit.value
   }
 }
-
-export const noContext = Context.empty()

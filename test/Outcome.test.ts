@@ -1,0 +1,72 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Exit from "effect/Exit"
+import * as FastCheck from "effect/FastCheck"
+import * as FiberId from "effect/FiberId"
+import * as Fault from "../src/Fault.js"
+import * as Outcome from "../src/Outcome.js"
+
+const kindOf = (error: unknown) => {
+  const outcome = Outcome.fromError(error)
+  return outcome._tag === "Fault" ? outcome.fault.kind : outcome._tag
+}
+
+describe("Outcome", () => {
+  it("fromExit: success is success; interruption and defects are ignored", () => {
+    assert.strictEqual(Outcome.fromExit(Exit.succeed(1))._tag, "Success")
+    assert.strictEqual(Outcome.fromExit(Exit.interrupt(FiberId.none))._tag, "Ignored")
+    assert.strictEqual(Outcome.fromExit(Exit.die({ status: 500 }))._tag, "Ignored")
+    assert.strictEqual(Outcome.fromExit(Exit.fail("own"))._tag, "Ignored")
+    assert.strictEqual(Outcome.fromExit(Exit.fail({ status: 500 }))._tag, "Fault")
+  })
+
+  it("fromCause: a failure counts, whatever came beside it", () => {
+    const cause = Cause.parallel(Cause.interrupt(FiberId.none), Cause.fail({ status: 429 }))
+    assert.deepStrictEqual(Outcome.fromCause(cause), Outcome.fault(Fault.make("RateLimited", { status: 429 })))
+    assert.strictEqual(Outcome.fromCause(Cause.empty)._tag, "Ignored")
+  })
+
+  it("fromError: a fault, or one that an error carries, is taken as it is", () => {
+    const fault = Fault.make("QuotaExhausted", { reset: "1 hour", code: "insufficient_quota" })
+    assert.deepStrictEqual(Outcome.fromError(fault), Outcome.fault(fault))
+    assert.deepStrictEqual(Outcome.fromError({ fault, status: 500 }), Outcome.fault(fault))
+    assert.deepStrictEqual(Outcome.fromError(Object.assign(new Error("own"), { fault })), Outcome.fault(fault))
+  })
+
+  it("fromError: an HTTP status, of the error or of its response", () => {
+    const kinds: ReadonlyArray<readonly [number, string]> = [
+      [400, "Rejected"],
+      [401, "Unauthorized"],
+      [402, "QuotaExhausted"],
+      [403, "Forbidden"],
+      [404, "Rejected"],
+      [408, "Timeout"],
+      [413, "TooLarge"],
+      [422, "Rejected"],
+      [429, "RateLimited"],
+      [500, "ServerError"],
+      [502, "ServerError"],
+      [503, "Overloaded"],
+      [504, "Timeout"],
+      [529, "Overloaded"]
+    ]
+    for (const [status, kind] of kinds) {
+      assert.strictEqual(kindOf({ status }), kind)
+      assert.strictEqual(kindOf({ _tag: "ResponseError", response: { status } }), kind)
+      assert.strictEqual(kindOf(Object.assign(new Error("own"), { status })), kind)
+    }
+    assert.strictEqual(kindOf({ status: 200 }), "Ignored")
+    assert.strictEqual(kindOf({ status: "429" }), "Ignored")
+    assert.strictEqual(kindOf({ response: null }), "Ignored")
+  })
+
+  it("fromError: a timeout of Effect, and a request that could not be sent", () => {
+    assert.strictEqual(kindOf(new Cause.TimeoutException()), "Timeout")
+    assert.strictEqual(kindOf({ _tag: "RequestError", reason: "Transport" }), "Network")
+    assert.strictEqual(kindOf({ _tag: "RequestError", reason: "InvalidUrl" }), "Ignored")
+  })
+
+  it.prop("fromError never throws", [FastCheck.anything()], ([error]) => {
+    assert.include(["Fault", "Ignored"], Outcome.fromError(error)._tag)
+  })
+})

@@ -1,0 +1,124 @@
+/** Every example runs as its reader runs it: a process of its own, with nothing configured. */
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import { execFile } from "node:child_process"
+import { readdirSync, readFileSync } from "node:fs"
+import { fileURLToPath } from "node:url"
+import * as FakeOpenAi from "../examples/support/FakeOpenAi.js"
+
+const root = fileURLToPath(new URL("..", import.meta.url))
+
+/** What the output must say, by example. */
+const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
+  "quickstart": [
+    "the openai SDK talks to a fake OpenAI",
+    /✗ #\d+ +charlie +HTTP 401 {2}Unauthorized/,
+    /→ #\d+ +alpha +takes over: Unauthorized/,
+    /bravo +breaker open for 500 ms, after 3 faults in a row/,
+    /bravo +breaker half-open/,
+    /bravo +breaker open for 1 s, after a bad probe/,
+    /bravo +breaker closed/,
+    /HTTP 429 {2}RateLimited/,
+    /… #\d+ +waits \d+ ms for a key/,
+    /✗ #\d+ +\w+ +inside the answer {2}Overloaded/,
+    "one careful question before it sends the crowd.",
+    /key +id +attempts +served +faults +breaker +state/,
+    /\d+ calls to the fake, \d+ attempts, \d+ faults, none of which the caller saw\.\n$/
+  ],
+  "any-effect": ["Vienna: sun after rain (attempt 3, key \"good\")", "(attempt 1, key \"good\")", "WeatherError"],
+  "call-options": ["You said: hello", "DeadlineExceeded: ", "BudgetExceeded: ", /AllKeysExhausted: .*1 RateLimited/],
+  "drop-in": [
+    "You said: hello",
+    /withResponse: 200/,
+    /stream: +You said: hello/,
+    "NotFoundError model_not_found",
+    "5 calls, 6 attempts"
+  ],
+  "keys-at-run-time": [
+    /one key +(first ?){6}\n/,
+    /a second one added .*second/,
+    /switched off +(first ?){6}\n/,
+    /replaced by a third .*third/,
+    /drained +(first ?){6}\n/,
+    "ConfigurationError: key.weight"
+  ],
+  "retry-policy": [/(attempt after +\d+ ms\n\s*){4}/, "inside a budget of 400 ms"],
+  "strategies": [/round-robin +40 +40 +40/, /weighted +20 +60 +40/, /sequential-then-rotate +120 +0 +0/, "last-resort"],
+  "streaming": [/(One two three[^]*){3}/, /limited +0 +1/, "0 in flight"],
+  "telemetry": ["\"_tag\":\"request.fail\"", "\"_tag\":\"key.rotated\"", /level=WARN .*message=request\.fail/]
+}
+
+describe.concurrent("examples", () => {
+  it("are all here", () => {
+    const files = readdirSync(new URL("../examples", import.meta.url)).filter((name) => name.endsWith(".ts"))
+    assert.deepStrictEqual(files.map((name) => name.slice(0, -3)).sort(), Object.keys(examples).sort())
+  })
+
+  for (const [name, words] of Object.entries(examples)) {
+    it(name, async () => {
+      const { code, stderr, stdout } = await run(name)
+      assert.deepStrictEqual({ code, stderr }, { code: 0, stderr: "" }, stdout)
+      const source = readFileSync(new URL(`../examples/${name}.ts`, import.meta.url), "utf8")
+      const secrets = source.match(/sk-fake-[\w-]+/g) ?? []
+      assert.isTrue(secrets.length > 0 || name === "retry-policy", "an example without a secret proves nothing")
+      for (const secret of secrets) assert.notInclude(stdout, secret)
+      for (const word of words) {
+        assert.isTrue(typeof word === "string" ? stdout.includes(word) : word.test(stdout), `${word} in:\n${stdout}`)
+      }
+      assert.notInclude(stdout, "\u001b", "colours, though nobody looks at a terminal")
+    }, 60_000)
+  }
+
+  const secrets = ["sk-fake-configured-4e9c1a", "sk-fake-configured-b07d55"] as const
+
+  it("quickstart calls what is configured, and does not call it a fake", () =>
+    Effect.gen(function*() {
+      const fake = yield* FakeOpenAi.make({ strict: true, keys: { [secrets[0]]: {} } })
+      const { code, stderr, stdout } = yield* Effect.promise(() =>
+        run("quickstart", {
+          OPENAI_API_KEYS: secrets.join(","),
+          OPENAI_BASE_URL: fake.baseUrl,
+          OPENAI_MODEL: "gpt-4o-mini"
+        })
+      )
+      assert.deepStrictEqual({ code, stderr }, { code: 0, stderr: "" }, stdout)
+      assert.include(stdout, `Three small calls and a stream with gpt-4o-mini, to ${fake.baseUrl}`)
+      assert.match(stdout, /4 calls to the API at 127\.0\.0\.1:\d+, 5 attempts, 1 fault, none of which/)
+      assert.notMatch(stdout, /\bfake\b/)
+      for (const secret of secrets) assert.notInclude(stdout, secret)
+      const requests = yield* fake.requests
+      assert.strictEqual(requests.length, 5)
+      for (const { body } of requests) assert.include(body, "\"model\":\"gpt-4o-mini\"")
+    }).pipe(Effect.scoped, Effect.runPromise), 60_000)
+
+  it("quickstart tells what went wrong, and exits with 1", () =>
+    Effect.gen(function*() {
+      const fake = yield* FakeOpenAi.make({ strict: true })
+      const refused = yield* Effect.promise(() =>
+        run("quickstart", { OPENAI_API_KEYS: secrets.join(","), OPENAI_BASE_URL: fake.baseUrl })
+      )
+      assert.strictEqual(refused.code, 1)
+      assert.include(refused.stderr, "Failed: No key of pool \"openai\" can serve this call (2 Unauthorized)")
+      for (const secret of secrets) assert.notInclude(refused.stdout + refused.stderr, secret)
+
+      const wrong = yield* Effect.promise(() => run("quickstart", { OPENAI_API_KEYS: `[{"secret":"${secrets[0]}",` }))
+      assert.strictEqual(wrong.code, 1)
+      assert.include(wrong.stderr, "OPENAI_API_KEYS")
+      assert.notInclude(wrong.stderr, secrets[0])
+      assert.strictEqual(wrong.stdout, "")
+    }).pipe(Effect.scoped, Effect.runPromise), 60_000)
+})
+
+const run = (
+  name: string,
+  env: Readonly<Record<string, string>> = {}
+): Promise<{ readonly code: number; readonly stdout: string; readonly stderr: string }> =>
+  new Promise((resolve) => {
+    const child = execFile(
+      process.execPath,
+      ["node_modules/tsx/dist/cli.mjs", `examples/${name}.ts`],
+      // Nothing of the surroundings: no keys of whoever runs the tests, and no wish for colours.
+      { cwd: root, env, timeout: 50_000 },
+      (_, stdout, stderr) => resolve({ code: child.exitCode ?? -1, stdout, stderr })
+    )
+  })
