@@ -59,7 +59,10 @@ export const withOptions: {
 } = dual(
   2,
   <A, E, R>(self: Effect.Effect<A, E, R>, settings: Settings): Effect.Effect<A, E, R> =>
-    Effect.flatMap(CallOptions, (outer) => Effect.provideService(self, CallOptions, { ...outer, ...settings }))
+    Effect.flatMap(CallOptions, (outer) => {
+      const said = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined))
+      return Effect.provideService(self, CallOptions, { ...outer, ...said })
+    })
 )
 
 /**

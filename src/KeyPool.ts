@@ -5,7 +5,6 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
-import * as Chunk from "effect/Chunk"
 import * as Clock from "effect/Clock"
 import * as Config from "effect/Config"
 import type { ConfigError } from "effect/ConfigError"
@@ -15,7 +14,6 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import * as FiberRef from "effect/FiberRef"
 import { identity } from "effect/Function"
@@ -48,6 +46,7 @@ import {
 } from "./KeymeshError.js"
 import * as Keyring from "./Keyring.js"
 import type * as KeyState from "./KeyState.js"
+import * as OpenedStream from "./OpenedStream.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolRecord from "./PoolRecord.js"
 import * as PoolSettings from "./PoolSettings.js"
@@ -838,7 +837,17 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
             : Effect.ensuring(Scope.close(opened.scope, exit), opened.lease.end)
         })
       )
-      const opened = yield* call((lease) => openStream(lease, use(lease), options.commits ?? always, kept), {
+      const open = (lease: Held) =>
+        Effect.map(
+          OpenedStream.open(
+            use(lease),
+            options.commits ?? always,
+            holdLimits,
+            (opened) => MutableRef.set(kept, { ...opened, lease })
+          ),
+          (opened): Opened<A, E, R> => ({ ...opened, lease })
+        )
+      const opened = yield* call(open, {
         hold: true,
         model: options.model,
         replayable: options.replayable,
@@ -867,49 +876,6 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       return Stream.concat(Stream.fromChunk(opened.held), Stream.fromPull(Effect.succeed(pull)))
     }))
   }
-
-  /** Reads a stream up to its first committing element; what came before is held. */
-  const openStream = <A, E, R>(
-    lease: Held,
-    stream: Stream.Stream<A, E, R>,
-    commits: (a: A) => boolean,
-    kept: MutableRef.MutableRef<Opened<A, E, R> | undefined>
-  ): Effect.Effect<Opened<A, E, R>, E, R> =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.gen(function*() {
-        const scope = yield* Scope.make()
-        const reading = Effect.gen(function*() {
-          const pull = yield* Scope.extend(Stream.toPull(stream), scope)
-          let started = yield* clockNow
-          let held = Chunk.empty<A>()
-          for (;;) {
-            const fiber = held.length === 0 ? undefined : yield* Effect.forkIn(pull, scope)
-            const left = holdMillis - ((yield* clockNow) - started)
-            const next = yield* Effect.either(
-              fiber === undefined ? pull : Effect.raceFirst(
-                Fiber.join(fiber),
-                Effect.as(Effect.sleep(Math.max(0, Math.ceil(left))), timeIsUp)
-              )
-            )
-            // The end of a stream that never committed is a success all the same: it has said all it had to say.
-            if (next._tag === "Left") {
-              return Option.isNone(next.left)
-                ? { lease, scope, held, pull: Effect.fail(Option.none<E>()) }
-                : yield* Effect.fail(next.left.value)
-            }
-            if (next.right === timeIsUp) {
-              return { lease, scope, held, pull: fiber === undefined ? pull : pulledBefore(fiber, pull) }
-            }
-            if (held.length === 0) started = yield* clockNow
-            held = Chunk.appendAll(held, next.right)
-            if (held.length >= holdElements || Chunk.some(next.right, commits)) return { lease, scope, held, pull }
-          }
-        })
-        const opened = yield* Effect.onError(restore(reading), (cause) => Scope.close(scope, Exit.failCause(cause)))
-        MutableRef.set(kept, opened)
-        return opened
-      })
-    )
 
   // ------------------------------------------------------------------------------------------------------- controls
 
@@ -1178,27 +1144,9 @@ class Again<A, E> {
   }
 }
 
-/** A stream that has been read up to its first committing element. */
-interface Opened<A, E, R> {
+/** An opened stream and its lease. */
+interface Opened<A, E, R> extends OpenedStream.OpenedStream<A, E, R> {
   readonly lease: Held
-  readonly scope: Scope.CloseableScope
-  readonly held: Chunk.Chunk<A>
-  readonly pull: Pull<A, E, R>
-}
-
-type Pull<A, E, R> = Effect.Effect<Chunk.Chunk<A>, Option.Option<E>, R>
-
-/** Waits for a read that is under way, then reads on. */
-const pulledBefore = <A, E, R>(
-  fiber: Fiber.Fiber<Chunk.Chunk<A>, Option.Option<E>>,
-  pull: Pull<A, E, R>
-): Pull<A, E, R> => {
-  const joined = MutableRef.make(false)
-  return Effect.suspend(() => {
-    if (MutableRef.get(joined)) return pull
-    MutableRef.set(joined, true)
-    return Fiber.join(fiber)
-  })
 }
 
 type CircuitEvent = Extract<
@@ -1249,7 +1197,6 @@ const firstRequest: PoolState.Request = {
 const noEvents: ReadonlyArray<Telemetry.Unnumbered> = []
 const noAnswers: ReadonlyArray<PoolState.Answer> = []
 const always = () => true
-const timeIsUp = Symbol("time is up")
 const tooSlow = new PoolStore.StoreError({ problem: "unreachable", detail: "it did not answer in time" })
 
 /** How long the store may take for one record, and how long changes gather before they are saved. */
@@ -1260,7 +1207,6 @@ const saveAgainMillis = 10_000
 /** An attempt longer than this earns one more when it used up the budget. */
 const graceMillis = 30_000
 /** How much of a stream is held back before its first committing element. */
-const holdElements = 64
-const holdMillis = 5_000
+const holdLimits: OpenedStream.Limits = { elements: 64, millis: 5_000 }
 /** Timers of the platform overflow after 24.8 days. */
 const longestSleep = 86_400_000

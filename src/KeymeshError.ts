@@ -128,9 +128,7 @@ export class AllKeysExhausted extends Data.TaggedError("AllKeysExhausted")<{
       ? busy
         ? "Keys are busy, and free again when their calls end: wait longer (`maxWait`), or add keys."
         : "No key comes back by itself: add a key, or enable one."
-      : `The next key may serve in ${
-        Duration.format(this.retryAfter)
-      }: wait that long, raise the budget, or add keys ` +
+      : `The next key may serve in ${rounded(this.retryAfter)}: wait that long, raise the budget, or add keys ` +
         "of another quota group."
     return `No key of pool "${this.pool}" can serve this call (${counts === "" ? "it has no keys" : counts}). ${next}`
   }
@@ -296,6 +294,12 @@ export const attemptsIn = (trail: Trail): number =>
 const attemptsOf = (trail: Trail): string => {
   const count = attemptsIn(trail)
   return count === 1 ? "1 attempt" : `${count} attempts`
+}
+
+/** For people: above a second, whole seconds. */
+const rounded = (wait: Duration.Duration): string => {
+  const millis = Duration.toMillis(wait)
+  return Duration.format(millis > 1_000 ? Duration.seconds(Math.ceil(millis / 1_000)) : wait)
 }
 
 const describeFault = (fault: Fault.Fault): string =>

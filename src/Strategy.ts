@@ -7,6 +7,7 @@
  * @since 0.1.0
  */
 import * as Schema from "effect/Schema"
+import type { ApiKey } from "./ApiKey.js"
 import * as SlotMap from "./SlotMap.js"
 import * as Tournament from "./Tournament.js"
 
@@ -32,6 +33,8 @@ export interface Candidate {
   readonly total: number
   /** When it was last picked, in milliseconds of the pool's clock; -Infinity when never. */
   readonly lastUsed: number
+  /** The key itself, with its other attributes: group, models, limits, cost tier. */
+  readonly key: ApiKey
 }
 
 /**
@@ -99,10 +102,12 @@ export interface Strategy {
  * The names of the built-in strategies, for configuration.
  *
  * @example
+ * ```ts
  * import * as Schema from "effect/Schema"
  * import * as Strategy from "effect-keymesh/Strategy"
  *
  * const strategy = Strategy.fromName(Schema.decodeSync(Strategy.Name)("least-used"))
+ * ```
  *
  * @since 0.1.0
  * @category names
@@ -127,9 +132,11 @@ export type Name = typeof Name.Type
  * The built-in strategy of that name.
  *
  * @example
+ * ```ts
  * import * as Strategy from "effect-keymesh/Strategy"
  *
  * const strategy = Strategy.fromName("sequential-then-rotate")
+ * ```
  *
  * @since 0.1.0
  * @category constructors
@@ -216,9 +223,11 @@ class RoundRobin implements Index {
  * loses evenly over the others.
  *
  * @example
+ * ```ts
  * import * as Strategy from "effect-keymesh/Strategy"
  *
  * const name = Strategy.roundRobin.name // "round-robin"
+ * ```
  *
  * @since 0.1.0
  * @category strategies
@@ -299,9 +308,11 @@ class Weighted implements Index {
  * missed nor gets a fresh share. Rotations are shared by weight as well, apart from the first picks.
  *
  * @example
+ * ```ts
  * import * as Strategy from "effect-keymesh/Strategy"
  *
  * const name = Strategy.weighted.name // "weighted"
+ * ```
  *
  * @since 0.1.0
  * @category strategies
@@ -422,9 +433,11 @@ class LeastUsed implements Index {
  * `total` need not be a plain count: any number that orders keys by use will do, such as a decaying one.
  *
  * @example
+ * ```ts
  * import * as Strategy from "effect-keymesh/Strategy"
  *
  * const name = Strategy.leastUsed.name // "least-used"
+ * ```
  *
  * @since 0.1.0
  * @category strategies
@@ -518,9 +531,11 @@ class Sequential implements Index {
  * it stays current, and the sequence goes on from its old place.
  *
  * @example
+ * ```ts
  * import * as Strategy from "effect-keymesh/Strategy"
  *
  * const name = Strategy.sequential.name // "sequential-then-rotate"
+ * ```
  *
  * @since 0.1.0
  * @category strategies
@@ -604,9 +619,11 @@ class PowerOfTwoChoices implements Index {
  * one picked longer ago). Spreads load nearly as well as `leastUsed`, without all processes running to the same key.
  *
  * @example
+ * ```ts
  * import * as Strategy from "effect-keymesh/Strategy"
  *
  * const name = Strategy.powerOfTwoChoices.name // "power-of-two-choices"
+ * ```
  *
  * @since 0.1.0
  * @category strategies
@@ -671,11 +688,21 @@ class Custom implements Index {
 
   pick({ excluded, now, random, rotation }: PickContext): Picked | undefined {
     const candidates = SlotMap.values(this.keys).filter((key) => !excluded(key.slot))
-    const chosen = this.choose(candidates, { now, random, rotation })
-    if (chosen === undefined) return undefined
-    const { id, slot } = chosen
-    const key = SlotMap.get(this.keys, slot)
-    return key?.slot === slot && key.id === id && !excluded(slot) ? { slot, index: this } : undefined
+    const [first] = candidates
+    if (first === undefined) return undefined
+    const chosen = tried(() => this.choose(candidates, { now, random, rotation })) ?? first
+    const key = SlotMap.get(this.keys, chosen.slot)
+    const known = key?.slot === chosen.slot && key.id === chosen.id && !excluded(chosen.slot)
+    return { slot: known ? chosen.slot : first.slot, index: this }
+  }
+}
+
+/** A choice that fails is none: no call is lost to it. */
+const tried = (choose: () => Candidate | undefined): Candidate | undefined => {
+  try {
+    return choose()
+  } catch {
+    return undefined
   }
 }
 
@@ -689,7 +716,7 @@ class Custom implements Index {
 export type ChooseContext = Pick<PickContext, "now" | "random" | "rotation">
 
 /**
- * Chooses among the keys that a call may have, which come by slot; may be none. See `custom`.
+ * Chooses among the keys that a call may have, which come by slot; at least one. See `custom`.
  *
  * @since 0.1.0
  * @category models
@@ -699,14 +726,16 @@ export type Choose = (candidates: ReadonlyArray<Candidate>, context: ChooseConte
 /**
  * A strategy of your own: a pure function from the keys that a call may have to one of them.
  *
- * It sees every such key at every pick, hence costs O(n). When it gives `undefined`, or something that is not among the
- * candidates, no key is picked. It must be total: what it throws is a defect of the program, and surfaces as one.
+ * It sees every such key at every pick, hence costs O(n). When it gives `undefined` or something that is not among the
+ * candidates, or throws, the first candidate serves: no call is lost to a strategy.
  *
  * @example
+ * ```ts
  * import * as Strategy from "effect-keymesh/Strategy"
  *
  * const lastResort = Strategy.custom("last-resort", (candidates) =>
  *   candidates.find((key) => key.label !== "expensive") ?? candidates[0])
+ * ```
  *
  * @since 0.1.0
  * @category constructors

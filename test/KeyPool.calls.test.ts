@@ -105,6 +105,24 @@ describe("waiting", () => {
       ]])
     }))
 
+  test("C2: also one who comes at the very instant a key opens", () =>
+    Effect.gen(function*() {
+      const order = yield* Ref.make<ReadonlyArray<string>>([])
+      const pool = yield* KeyPool.make({ keys: keys("a", { a: { limits: { concurrency: 1 } } }), ...plain })
+      yield* report(pool, "a", "RateLimited", { wait: 2_000 })
+      const call = (name: string) =>
+        pool.run(() => Effect.zipRight(Ref.update(order, (all) => [...all, name]), Effect.sleep(10)))
+      // Timers of one instant go off in some order: one newcomer's is set before the pool's own, one's after.
+      const arriving = (name: string) =>
+        Effect.zipLeft(Effect.fork(Effect.zipRight(Effect.sleep(2_020), call(name))), calm)
+      const early = yield* arriving("early")
+      const waiting = yield* Effect.zipLeft(Effect.fork(call("waiting")), calm)
+      const late = yield* arriving("late")
+      yield* TestClock.adjust("3 seconds")
+      yield* Fiber.joinAll([early, waiting, late])
+      assert.strictEqual((yield* Ref.get(order))[0], "waiting")
+    }))
+
   test("C2: no more wake than can be served", () =>
     Effect.gen(function*() {
       const provider = yield* upstream({ a: ok(100), b: ok(100) })

@@ -32,6 +32,19 @@ describe("README", () => {
     assert.deepStrictEqual(others, [])
   }, 120_000)
 
+  it("the examples in the sources compile", () => {
+    const files = ts.sys.readDirectory(`${root}/src`, [".ts"])
+    const examples = files.flatMap((file) => {
+      const source = readFileSync(file, "utf8")
+      return [...source.matchAll(/ \* @example\n \* ```ts\n([^]*?) \* ```\n/g)].map(([, code]) =>
+        (code ?? "").replaceAll(/^ \* ?/gm, "")
+      )
+    })
+    assert.isAtLeast(examples.length, 20)
+    // Unused names are what examples are made of.
+    assert.deepStrictEqual(problems(examples, { noUnusedLocals: false }), [])
+  }, 120_000)
+
   it("names every event", () => {
     const tags = Telemetry.Event.members.map((member) => member.fields._tag.ast).map((ast) =>
       ast._tag === "PropertySignatureTransformation" ? ast.to.type : ast.type
@@ -83,9 +96,10 @@ describe("README", () => {
 })
 
 /** What the compiler says of blocks of code, each a module in the root of the repository; they exist in memory only. */
-const problems = (blocks: ReadonlyArray<string>): ReadonlyArray<string> => {
+const problems = (blocks: ReadonlyArray<string>, more: ts.CompilerOptions = {}): ReadonlyArray<string> => {
   const { config } = ts.readConfigFile(`${root}/tsconfig.json`, ts.sys.readFile)
-  const { options } = ts.parseJsonConfigFileContent({ ...config, include: [], files: [] }, ts.sys, root)
+  const parsed = ts.parseJsonConfigFileContent({ ...config, include: [], files: [] }, ts.sys, root)
+  const options = { ...parsed.options, ...more }
   const files = new Map(blocks.map((code, index) => [`${root}/README.block-${index + 1}.ts`, code]))
   const host = ts.createCompilerHost({ ...options, noEmit: true })
   const { fileExists, getSourceFile, readFile } = host

@@ -12,7 +12,6 @@ import {
   atOnce,
   b,
   both,
-  c,
   chat,
   failure,
   inFlight,
@@ -402,6 +401,5 @@ describe("many at once", () => {
       yield* Effect.promise(() => chat(openai.client))
       yield* Effect.promise(() => chat(openai.client))
       assert.strictEqual(yield* asked(fake), "bb")
-      assert.strictEqual(secretOf("c"), c)
     }))
 })
