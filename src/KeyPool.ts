@@ -106,7 +106,7 @@ export interface RunOptions<A, E> {
    * the answer must run `lease.end`. Default false.
    */
   readonly hold?: boolean | ((a: A) => boolean) | undefined
-  /** A cell that holds the trail of the call's attempts, for those who want it on success too. */
+  /** A cell for the trail of the call's attempts, for those who want it on success too. One cell for one call. */
   readonly trail?: MutableRef.MutableRef<Trail> | undefined
 }
 
@@ -146,7 +146,7 @@ export interface Service {
   ) => Effect.Effect<A, E | PoolError, R>
   /**
    * As `run`, for streams: what fails before the first committing element is tried again, later failures pass. The lease
-   * is held until the stream ends, is interrupted, or goes unread for `streamIdle`.
+   * is held until the stream ends, is interrupted, or goes unread for `streamIdle`. A deadline is for that first element.
    */
   readonly stream: <A, E, R>(
     use: (lease: Lease) => Stream.Stream<A, E, R>,
@@ -281,10 +281,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       if (event._tag === "circuit.open" || event._tag === "circuit.closed" || event._tag === "circuit.half-open") {
         effect = Effect.zipRight(effect, tell(circuits, event))
       }
-      // A key that is there again will not leave: nobody need wait for it.
-      if (event._tag === "key.removed" || event._tag === "key.added") {
-        effect = Effect.zipRight(effect, drained(event.keyId))
-      }
+      if (event._tag === "key.removed") effect = Effect.zipRight(effect, drained(event.keyId))
     }
     if (
       before === undefined || PoolState.hasMoved(before, after) || events.some((event) => event._tag === "key.added")
@@ -424,6 +421,7 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
       model: record.model,
       commit: (outcome) => Effect.uninterruptible(say(outcome, false)),
       end,
+      isCommitted: () => MutableRef.get(phase) === "succeeded",
       endWhenIdle: (idleSince) => endWhenIdle(end, idleSince, resolved.streamIdleMillis),
       say
     }
@@ -668,8 +666,9 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
     }
     const failing = (outcome: Outcome.Outcome, exit: Exit.Exit<A, E>): Effect.Effect<A | Again<A, E>, E> => {
       note(outcome)
+      const committed = lease.isCommitted()
       const settled = lease.say(outcome, true)
-      return outcome._tag === "Fault"
+      return outcome._tag === "Fault" && !committed
         ? Effect.as(settled, new Again(record, number, outcome.fault, exit))
         : Effect.zipRight(settled, exit)
     }
@@ -920,7 +919,10 @@ const fromResolved = Effect.fnUntraced(function*(resolved: PoolSettings.Resolved
         if (retire === add?.id) return { state: added, events }
         const left = PoolState.updateKey(config, added, retire, retired, now)
         return left === undefined ? undefined : { state: left.state, events: [...events, ...left.events] }
-      }),
+      }).pipe(
+        // A key that is there again will not leave: nobody need wait for it.
+        Effect.tap((found) => found && add !== undefined ? drained(add.id) : Effect.void)
+      ),
     changes: Stream.changesWith(
       Stream.mapEffect(moments, () => Effect.map(Ref.get(state), activeKeys)),
       Keyring.same
@@ -1104,6 +1106,8 @@ interface Call {
 
 /** A lease with what only the pool may do: take in an outcome and, in the same step, end it. */
 interface Held extends Lease {
+  /** Whether its answer belongs to the caller already. */
+  readonly isCommitted: () => boolean
   readonly say: (outcome: Outcome.Outcome, end: boolean) => Effect.Effect<void>
 }
 

@@ -73,6 +73,8 @@ export interface Bench {
   readonly provenance: Fault.Provenance
   /** Until when more than a guess holds it: a told or measured wait, a spent quota, a refused credential. */
   readonly firm: number
+  /** Whether a refusal that no wait mends (of the credential, of the permission, for lack of quota) is part of it. */
+  readonly refused: boolean
   /** How many guessed cooldowns of this kind came in a row. */
   readonly step: number
   /** The newest lease when it was imposed: only the success of a later one lifts it. */
@@ -247,7 +249,7 @@ const neverBroken: Partial<Record<Fault.Kind, true>> = { QuotaExhausted: true, U
  * @since 0.1.0
  * @category gates
  */
-export const needsTrial = (bench: Bench): boolean => bench.provenance === "guessed" || bench.kind in neverBroken
+export const needsTrial = (bench: Bench): boolean => bench.provenance === "guessed" || bench.refused
 
 /**
  * Takes the trial of a bench that has ended, if it needs one.
@@ -273,12 +275,14 @@ export const freeTrial = (bench: Bench | undefined, lease: number): Bench | unde
  * @since 0.1.0
  * @category transitions
  */
-export const impose = (bench: Bench | undefined, next: Omit<Bench, "trial" | "firm">): Bench => {
-  const isFirm = next.provenance !== "guessed" || next.kind in neverBroken
+export const impose = (bench: Bench | undefined, next: Omit<Bench, "trial" | "firm" | "refused">): Bench => {
+  const refuses = next.kind in neverBroken
+  const refused = refuses || bench?.refused === true
+  const isFirm = next.provenance !== "guessed" || refuses
   const firm = Math.max(bench?.firm ?? -Infinity, isFirm ? next.until : -Infinity)
-  if (bench === undefined || bench.until <= next.until) return { ...next, firm, trial: undefined }
+  if (bench === undefined || bench.until <= next.until) return { ...next, firm, refused, trial: undefined }
   const step = bench.kind === next.kind ? Math.max(bench.step, next.step) : bench.step
-  return { ...bench, firm, step, stamp: next.stamp, trial: undefined }
+  return { ...bench, firm, refused, step, stamp: next.stamp, trial: undefined }
 }
 
 /**

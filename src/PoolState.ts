@@ -8,6 +8,7 @@
  * @since 0.1.0
  */
 import type * as Deferred from "effect/Deferred"
+import { identity } from "effect/Function"
 import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
 import type * as Order from "effect/Order"
@@ -103,6 +104,7 @@ export interface Rest {
   readonly models: HashMap.HashMap<string, ModelBenches>
   /** Whether some key may serve certain models only. */
   readonly restricted: boolean
+  /** Breakers that are open or half-open, and not by hand. */
   readonly breakersOpen: number
   /** Gated keys that an event may open at any moment, and those that one may open from some later instant on. */
   readonly earlyNow: number
@@ -622,7 +624,8 @@ export const settle = (
   random: number
 ): Changed => {
   const key = SlotMap.get(state.slots, lease.slot)
-  if (key === undefined) return { state, events: noEvents }
+  // Nothing of a lease outlives its key, whoever has the slot now.
+  if (key === undefined || key.id !== lease.key.id) return { state, events: noEvents }
   const given = end ? { ...key, inFlight: key.inFlight - 1 } : key
   switch (outcome?._tag) {
     case undefined: {
@@ -654,21 +657,41 @@ const succeeded = (
     return { state: touch(state, { ...key, successes, breaker }), events: noEvents }
   }
   const bench = KeyState.lift(key.bench, lease, now)
-  const back = (key.breaker._tag !== "Closed" && breaker._tag === "Closed") ||
-    (bench === undefined && key.bench?.provenance === "guessed")
-  const ramp = back
+  const lifted = KeyState.lift(group, lease, now)
+  const closes = key.breaker._tag !== "Closed" && breaker._tag === "Closed"
+  const groupBack = isGuessLifted(group, lifted)
+  const ofModel = lease.model === undefined ? [] : modelBenchesOf(state, key, lease.model)
+  const modelBack = ofModel.some((bench) => isGuessLifted(bench, KeyState.lift(bench, lease, now)))
+  const ramp = closes || groupBack || modelBack || isGuessLifted(key.bench, bench)
     ? { since: now, successes: 0 }
     : key.ramp === undefined || now >= key.ramp.since + config.rampMillis
     ? undefined
     : { ...key.ramp, successes: key.ramp.successes + 1 }
   const after: KeyState.KeyState = { ...key, successes, breaker, bench, ramp }
-  const lifted = KeyState.lift(group, lease, now)
   let next = withGroupBench(state, key, lifted)
   next = mapModelBenches(next, key, lease.model, (bench) => KeyState.lift(bench, lease, now))
   next = place(config, next, after, now)
-  if (lifted !== group) next = placeGroup(config, next, key.key.quotaGroup, now)
+  if (lifted !== group) {
+    // The whole group comes back: each of its keys slowly, or they were a herd together.
+    const slowly = (key: KeyState.KeyState) => groupBack ? { ...key, ramp: { since: now, successes: 0 } } : key
+    next = placeGroup(config, next, key.key.quotaGroup, now, slowly)
+  }
   return leaving(config, next, after, now, transitions(config, before, after, now))
 }
+
+/** Whether a guess about a key has just turned out to be over. */
+const isGuessLifted = (before: KeyState.Bench | undefined, after: KeyState.Bench | undefined): boolean =>
+  before !== undefined && after === undefined && KeyState.needsTrial(before)
+
+/** What is held against a key and its group for a model. */
+const modelBenchesOf = (
+  state: PoolState,
+  key: KeyState.KeyState,
+  model: string
+): ReadonlyArray<KeyState.Bench | undefined> => [
+  benchAt(state, key, { scope: "key", model }),
+  benchAt(state, key, { scope: "group", model })
+]
 
 const ignored = (
   config: Config,
@@ -737,6 +760,9 @@ const faulted = (
   }
   next = place(config, next, after, now)
   if (groupAfter !== group) next = placeGroup(config, next, key.key.quotaGroup, now)
+  // The floor goes by what is known: a guess of this moment is not broken in the next.
+  const opened = before.breaker._tag !== "Open" && after.breaker._tag === "Open"
+  if (opened || imposed?.provenance === "guessed") next = { ...next, rest: { ...next.rest, floorAt: now } }
   const events: Array<Telemetry.Unnumbered> = [...transitions(config, before, after, now)]
   if (target !== undefined && imposed !== undefined) {
     events.push({
@@ -870,8 +896,15 @@ const cooldown = (
 ): KeyState.Bench => {
   const { cooldowns } = config
   const again = current !== undefined && current.kind === fault.kind
+  const isTold = fault.waitMillis !== undefined && !countsSteps(fault.kind)
   // Several calls in flight may bring the same news: only one that was let in since makes the next cooldown longer.
-  const step = !again ? 1 : lease > current.stamp ? current.step + 1 : current.step
+  const step = isTold
+    ? again ? current.step : 0
+    : !again
+    ? 1
+    : lease > current.stamp
+    ? current.step + 1
+    : current.step
   const guessedJitter = random * cooldowns.jitterMillis
   const told = fault.waitMillis === undefined ? undefined : fault.waitMillis + cooldowns.guardMillis
   const bench = (wait: number, provenance: Fault.Provenance) =>
@@ -901,6 +934,9 @@ const cooldown = (
         : bench(told, fault.provenance)
   }
 }
+
+/** The ladders that go on whatever wait was told; of the others, only guesses count. */
+const countsSteps = (kind: Fault.Kind): boolean => kind === "Unauthorized" || kind === "Forbidden"
 
 /** A hundred years: for ever, but a number that stores and logs can keep. */
 const longestWait = 100 * 365 * 86_400_000
@@ -1027,10 +1063,7 @@ export const acquire = (
 } => {
   if (before.rest.closed) return { state: before, answers: [], events: noEvents, outcome: "closed" }
   const served = dispatch(config, before, now)
-  const behind = served.state.rest.waiting > 0 && request.call === 0 && hasLane(served.state, laneOf(request))
-  const leased: Leased = behind
-    ? { state: served.state, lease: undefined, events: noEvents }
-    : lease(config, served.state, request, now)
+  const leased = lease(config, served.state, request, now)
   const events = served.events.length === 0 ? leased.events : [...served.events, ...leased.events]
   const answers = served.answers
   if (leased.lease !== undefined) return { state: leased.state, answers, events, outcome: leased.lease }
@@ -1100,8 +1133,6 @@ export const nextWake = (config: Config, state: PoolState, now: number): number 
 
 /** The waiters of a lane want the same keys, so that what blocks its head blocks it whole. */
 const laneOf = (request: Request): string => `${request.only === undefined ? "" : request.call}\n${request.model ?? ""}`
-
-const hasLane = (state: PoolState, lane: string): boolean => HashMap.has(state.rest.lanes, lane)
 
 const waitersOf = (state: PoolState, lane: string): ReadonlyArray<Waiter> => {
   const queue = HashMap.get(state.rest.lanes, lane)
@@ -1282,8 +1313,8 @@ const place = (config: Config, state: PoolState, key: KeyState.KeyState, now: nu
   const placed: KeyState.KeyState = key.gatedUntil === gatedUntil && key.gatedEarliest === gatedEarliest
     ? key
     : { ...key, gatedUntil, gatedEarliest }
-  const wasOpen = old !== undefined && old.breaker._tag !== "Closed" ? 1 : 0
-  const isOpen = placed.breaker._tag === "Closed" ? 0 : 1
+  const wasOpen = old !== undefined && isOpenByGuess(old) ? 1 : 0
+  const isOpen = isOpenByGuess(placed) ? 1 : 0
   const oldUntil = old?.gatedUntil
   let gated = state.rest.gated
   if (oldUntil !== gatedUntil) {
@@ -1310,6 +1341,10 @@ const place = (config: Config, state: PoolState, key: KeyState.KeyState, now: nu
   }
 }
 
+/** Open or half-open, and not by hand. */
+const isOpenByGuess = ({ breaker }: KeyState.KeyState): boolean =>
+  breaker._tag === "HalfOpen" || (breaker._tag === "Open" && breaker.until !== Infinity)
+
 /** How a key counts among those that an event may open. */
 const countEarly = (key: KeyState.KeyState | undefined): { readonly now: number; readonly later: number } =>
   key?.gatedEarliest === undefined || key.gatedEarliest === key.gatedUntil
@@ -1324,12 +1359,18 @@ const earlyLater = { now: 0, later: 1 }
 const earliest = (gated: Rest["gated"]): number => Tournament.best(gated)?.until ?? Infinity
 
 /** Puts every key of a group where it belongs now. */
-const placeGroup = (config: Config, state: PoolState, group: string | undefined, now: number): PoolState => {
+const placeGroup = (
+  config: Config,
+  state: PoolState,
+  group: string | undefined,
+  now: number,
+  change: (key: KeyState.KeyState) => KeyState.KeyState = identity
+): PoolState => {
   if (group === undefined) return state
   const members = Option.getOrUndefined(HashMap.get(state.rest.groups, group))?.members ?? []
   return members.reduce((next, slot) => {
     const key = SlotMap.get(next.slots, slot)
-    return key === undefined ? next : place(config, next, key, now)
+    return key === undefined ? next : place(config, next, change(key), now)
   }, state)
 }
 
@@ -1451,7 +1492,7 @@ const removeKey = (before: PoolState, key: KeyState.KeyState): PoolState => {
       ids: HashMap.remove(state.rest.ids, key.id),
       free: [...state.rest.free, key.slot],
       gated,
-      breakersOpen: state.rest.breakersOpen - (current === undefined || current.breaker._tag === "Closed" ? 0 : 1),
+      breakersOpen: state.rest.breakersOpen - (current !== undefined && isOpenByGuess(current) ? 1 : 0),
       earlyNow: state.rest.earlyNow - countEarly(current).now,
       earlyLater: state.rest.earlyLater - countEarly(current).later,
       models: HashMap.filterMap(state.rest.models, ({ groups, keys }) => {

@@ -475,12 +475,29 @@ describe("rules of faults", () => {
     Effect.gen(function*() {
       const pool = yield* KeyPool.make({ keys: keys("a"), cooldowns: { jitter: 0 } })
       yield* trip(pool, "a")
+      yield* TestClock.adjust("1 second")
       yield* pool.run(() => Effect.void)
       assert.deepStrictEqual(yield* closedLabels(pool), [])
       yield* TestClock.adjust("10 seconds")
-      yield* report(pool, "a", "RateLimited")
+      for (let i = 0; i < 2; i++) {
+        yield* report(pool, "a", "RateLimited")
+        yield* TestClock.adjust("1 second")
+      }
       yield* pool.run(() => Effect.void)
       assert.deepStrictEqual(yield* closedLabels(pool), [])
+    }))
+
+  test("F5: a guess is not broken in the moment it is made, but a second later", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream({ a: [bad("RateLimited"), bad("RateLimited"), ok()] })
+      const pool = yield* KeyPool.make({
+        keys: keys("a"),
+        cooldowns: { rateLimited: { first: "30 seconds" }, jitter: 0 }
+      })
+      const call = yield* Effect.fork(pool.run(provider.send))
+      yield* TestClock.adjust("10 seconds")
+      assert.strictEqual(yield* Fiber.join(call), "a")
+      assert.deepStrictEqual(yield* provider.trace, ["a@0", "a@1000", "a@2000"])
     }))
 
   test("F5: told and measured waits, quota and auth are never broken", () =>
@@ -513,7 +530,8 @@ describe("rules of faults", () => {
       yield* TestClock.adjust(1)
       assert.strictEqual(yield* Fiber.join(call), "b")
       const both = yield* KeyPool.make({ keys: keys("a"), name: "both", maxWait: "1 second" })
-      yield* trip(both, "a").pipe(Effect.zipLeft(Effect.void))
+      yield* trip(both, "a")
+      yield* TestClock.adjust("1 second")
       const held = yield* Effect.scoped(
         Effect.flatMap(
           both.lease,

@@ -843,6 +843,7 @@ describe("telemetry", () => {
       const pool = yield* KeyPool.make({ keys: keys("a", { a: { quotaGroup: "g" } }), cooldowns: { jitter: 0 } })
       const keyId = yield* idOf(pool, "a")
       yield* trip(pool, "a")
+      yield* TestClock.adjust("1 second")
       yield* pool.run(() => Effect.void)
       assert.deepInclude(named(yield* events, "pool.floor")[0], { keyId, label: "a" })
       yield* pool.run(() => bad("RateLimited", { wait: 500, scope: "group", perModel: true }).exit, {
@@ -853,7 +854,7 @@ describe("telemetry", () => {
         scope: "group",
         group: "g",
         model: "large",
-        until: 520
+        until: 1_520
       })
       yield* pool.disable(keyId)
       yield* pool.keyring.retire(keyId)

@@ -98,7 +98,8 @@ export const open = Effect.fnUntraced(function*(
     }
     for (const event of completed) {
       const reading = Sse.firstContent(provider.grammar, event)
-      if (reading === "lifecycle") continue
+      // What its end cuts off is no content: readers drop it.
+      if (reading === "lifecycle" || (reading === "content" && !event.complete)) continue
       if (reading !== "error") {
         return { _tag: "Opened", held, parser, pending: undefined, ended: read.done } satisfies Opened
       }
@@ -185,9 +186,13 @@ export const rest = (
             : await (pending ?? reader.read())
           if (held === undefined) pending = undefined
           if (read.done) {
-            const left = flush(watch)
+            const [last] = lastOf(watch.parser)
+            const left = flush(watch, last)
             if (left !== undefined) controller.enqueue(left)
-            if (!watch.terminated && !watch.failed) listener.late(Classifier.cut)
+            // Some leave out the blank line behind the terminator.
+            const terminated = watch.terminated ||
+              (last?.data !== undefined && provider.ends(last.event, last.data))
+            if (!terminated && !watch.failed) listener.late(Classifier.cut)
             end()
             controller.close()
             return
@@ -273,8 +278,11 @@ const feed = (provider: Provider, watch: Watch, chunk: Uint8Array): Fed => {
   }
 }
 
-const flush = (watch: Watch): Uint8Array | undefined =>
-  watch.held.byteLength === 0 ? undefined : watch.scrub(watch.held)
+/** What was held when the body ended: part of an event, which may be content as well as an error. */
+const flush = (watch: Watch, last: Sse.SseEvent | undefined): Uint8Array | undefined => {
+  if (watch.held.byteLength === 0) return undefined
+  return last !== undefined && looksLikeError(last) ? watch.scrub(watch.held) : watch.held
+}
 
 /** Parsing each event would cost more than all the rest; an error names itself. */
 const looksLikeError = (event: Sse.SseEvent): boolean =>

@@ -164,6 +164,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
     const pooled = (request: Incoming, frame: Frame | undefined): Promise<Response> => {
       if (MutableRef.get(closed)) return Promise.resolve(failures.ofPool(provider, poolClosed(emptyTrail)))
       const { announced, shape, signal } = request
+      if (signal?.aborted === true) return Promise.reject(abortError(signal))
       const facts = provider.facts(shape)
       const lease = MutableRef.make<KeyPool.Lease | undefined>(undefined)
       const trail = MutableRef.make(emptyTrail)
@@ -220,8 +221,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         }
         calls.add(fiber)
         frame?.calls.add(fiber)
-        if (signal?.aborted === true) abort()
-        else signal?.addEventListener("abort", abort, { once: true })
+        signal?.addEventListener("abort", abort, { once: true })
         fiber.addObserver((exit) => {
           calls.delete(fiber)
           frame?.calls.delete(fiber)

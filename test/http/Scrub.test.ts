@@ -38,7 +38,7 @@ describe("text and bytes", () => {
     ([text]) => {
       const bytes = new TextEncoder().encode(text)
       const clean = Scrub.bytes(secret)(bytes)
-      assert.strictEqual(new TextDecoder().decode(clean), Scrub.text(secret)(text.toWellFormed()))
+      assert.strictEqual(new TextDecoder().decode(clean), Scrub.text(secret)(text))
       if (!Scrub.forms(secret).some((form) => text.includes(form))) assert.strictEqual(clean, bytes)
     }
   )

@@ -1,0 +1,263 @@
+import { assert, describe } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as TestClock from "effect/TestClock"
+import * as Attempt from "../../src/http/Attempt.js"
+import * as EventBody from "../../src/http/EventBody.js"
+import * as KeyPool from "../../src/KeyPool.js"
+import type { Provider } from "../../src/providers/Provider.js"
+import { openAi } from "../../src/providers/Providers.js"
+import { test } from "../support/pooled.js"
+
+const secret = "sk-one-0123456789"
+
+interface Given {
+  readonly transport: Attempt.Transport
+  readonly streaming?: boolean
+  readonly url?: string
+  readonly init?: RequestInit
+  readonly holdMillis?: number
+  readonly provider?: Provider
+  readonly key?: { readonly headers?: Record<string, string>; readonly baseUrl?: string }
+  readonly signal?: AbortSignal
+}
+
+/** One attempt with a key of its own. */
+const attempted = (given: Given) =>
+  Effect.gen(function*() {
+    const pool = yield* KeyPool.make({ keys: [{ secret, ...given.key }] })
+    const lease = yield* pool.lease
+    const environment: Attempt.Environment = {
+      provider: given.provider ?? openAi,
+      baseUrl: new URL("https://api.test/v1"),
+      transport: given.transport,
+      limits: EventBody.defaultLimits,
+      fork: (effect) => {
+        const fiber = Effect.runFork(effect)
+        return () => fiber.unsafeInterruptAsFork(fiber.id())
+      },
+      onCollected: () => () => {},
+      onOpened: () => () => {},
+      mark: ["x-mark", "7"],
+      onLate: () => {}
+    }
+    return yield* Attempt.attempt(environment, {
+      url: new URL(given.url ?? "https://api.test/v1/chat/completions"),
+      headers: new Headers(given.init?.headers),
+      init: () => given.init ?? { method: "POST", body: "{}" },
+      facts: { model: "m", streaming: given.streaming ?? false, creating: false },
+      signal: given.signal,
+      holdMillis: given.holdMillis
+    }, lease)
+  })
+
+const never = new Promise<never>(() => {})
+
+/** A body whose chunks come when they are let; the last never, if it is not closed. */
+const slowly = (parts: ReadonlyArray<string>, after: Promise<unknown>, end: "close" | "break" | "hang") =>
+  new ReadableStream<Uint8Array>({
+    start: async (controller) => {
+      for (const part of parts) controller.enqueue(new TextEncoder().encode(part))
+      await after
+      if (end === "close") controller.close()
+      if (end === "break") controller.error(new TypeError("terminated"))
+    }
+  })
+
+const answering = (body: BodyInit | null, init: ResponseInit = {}): Attempt.Transport => () =>
+  Promise.resolve(new Response(body, init))
+
+const json = { headers: { "content-type": "application/json" } }
+
+const turn = Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+
+const textOf = (answer: Attempt.Answer) => Effect.promise(() => answer.response.text())
+
+describe("answers", () => {
+  test("a success is handed on, the same object", () =>
+    Effect.gen(function*() {
+      const response = new Response("{}", json)
+      const answer = yield* attempted({ transport: () => Promise.resolve(response) })
+      assert.strictEqual(answer.response, response)
+      assert.deepInclude(answer, { fault: undefined, holds: false })
+    }))
+
+  test("an answer without a body stays without one", () =>
+    Effect.gen(function*() {
+      for (const status of [204, 205, 304]) {
+        const { response } = yield* attempted({
+          transport: answering(null, { status, headers: { "x-seen": secret } })
+        })
+        assert.deepInclude({ status: response.status, body: response.body }, { status, body: null })
+        assert.strictEqual(response.headers.get("x-seen"), "[redacted]")
+      }
+    }))
+
+  test("a refusal has the address of its answer, and tells SDKs not to try again", () =>
+    Effect.gen(function*() {
+      const refused = new Response("{\"error\":{\"message\":\"no\"}}", {
+        ...json,
+        status: 500,
+        statusText: "No",
+        headers: { "x-should-retry": "true" }
+      })
+      Object.defineProperty(refused, "url", { value: "https://api.test/v1/other" })
+      const { body, fault, response } = yield* attempted({ transport: () => Promise.resolve(refused) })
+      assert.strictEqual(response.url, "https://api.test/v1/other")
+      assert.strictEqual(response.statusText, "No")
+      assert.strictEqual(response.headers.get("x-should-retry"), "false")
+      assert.strictEqual(fault?.kind, "ServerError")
+      assert.deepStrictEqual(body, { error: { message: "no" } })
+    }))
+
+  test("a refusal whose body never comes is one after 5 seconds, and its request is let go", () =>
+    Effect.gen(function*() {
+      const signals: Array<AbortSignal | null | undefined> = []
+      const fiber = yield* Effect.fork(attempted({
+        transport: (_, init) => {
+          signals.push(init?.signal)
+          return Promise.resolve(new Response(slowly(["{\"er"], never, "hang"), { ...json, status: 429 }))
+        }
+      }))
+      yield* turn
+      yield* TestClock.adjust("4999 millis")
+      yield* turn
+      assert.strictEqual((yield* Fiber.poll(fiber))._tag, "None")
+      yield* TestClock.adjust(1)
+      yield* turn
+      const { fault } = yield* Fiber.join(fiber)
+      assert.strictEqual(fault?.kind, "RateLimited")
+      assert.isTrue(signals[0]?.aborted)
+    }))
+
+  test("a refusal whose body breaks is one all the same", () =>
+    Effect.gen(function*() {
+      const { fault } = yield* attempted({
+        transport: answering(slowly(["{"], Promise.resolve(), "break"), { ...json, status: 401 })
+      })
+      assert.strictEqual(fault?.kind, "Unauthorized")
+    }))
+
+  test("H5: a success in JSON whose body is looked at may take its time, and is not cut short", () =>
+    Effect.gen(function*() {
+      let release = () => {}
+      const later = new Promise<void>((resolve) => {
+        release = resolve
+      })
+      const peeking: Provider = { ...openAi, dialect: { ...openAi.dialect, okBody: "peek" } }
+      const fiber = yield* Effect.fork(attempted({
+        provider: peeking,
+        transport: answering(slowly(["{\"ok\":", "true}"], later, "close"), json)
+      }))
+      yield* turn
+      yield* TestClock.adjust("1 minute")
+      yield* turn
+      assert.strictEqual((yield* Fiber.poll(fiber))._tag, "None")
+      release()
+      const answer = yield* Fiber.join(fiber)
+      assert.strictEqual(yield* textOf(answer), "{\"ok\":true}")
+      assert.strictEqual(answer.fault, undefined)
+    }))
+
+  test("H5: one that breaks is a Network fault, not an empty success", () =>
+    Effect.gen(function*() {
+      const exit = yield* Effect.exit(attempted({
+        streaming: true,
+        transport: answering(slowly(["{\"ok\":"], Promise.resolve(), "break"), json)
+      }))
+      const failure = Exit.isFailure(exit) && exit.cause._tag === "Fail" ? exit.cause.error : undefined
+      assert.instanceOf(failure, Attempt.NoAnswer)
+      if (failure instanceof Attempt.NoAnswer) assert.strictEqual(failure.fault?.kind, "Network")
+    }))
+
+  test("S2: a stream is held back no longer than its request says", () =>
+    Effect.gen(function*() {
+      const fiber = yield* Effect.fork(attempted({
+        streaming: true,
+        holdMillis: 250,
+        transport: answering(slowly([": ping\n\n"], never, "hang"), {
+          headers: { "content-type": "text/event-stream" }
+        })
+      }))
+      yield* turn
+      yield* TestClock.adjust(249)
+      yield* turn
+      assert.strictEqual((yield* Fiber.poll(fiber))._tag, "None")
+      yield* TestClock.adjust(1)
+      yield* turn
+      const { holds, response } = yield* Fiber.join(fiber)
+      assert.isTrue(holds)
+      assert.strictEqual(response.headers.get("x-mark"), "7")
+    }))
+
+  test("C5: interruption aborts the request", () =>
+    Effect.gen(function*() {
+      const signals: Array<AbortSignal | null | undefined> = []
+      const fiber = yield* Effect.fork(attempted({
+        transport: (_, init) => {
+          signals.push(init?.signal)
+          return never
+        }
+      }))
+      yield* turn
+      yield* Fiber.interrupt(fiber)
+      assert.deepStrictEqual(signals.map((signal) => signal?.aborted), [true])
+    }))
+
+  test("S1: the caller's signal reaches the body of an answer that was handed on", () =>
+    Effect.gen(function*() {
+      const controller = new AbortController()
+      const signals: Array<AbortSignal | null | undefined> = []
+      yield* attempted({
+        signal: controller.signal,
+        transport: (_, init) => {
+          signals.push(init?.signal)
+          return Promise.resolve(new Response("{}", json))
+        }
+      })
+      controller.abort("enough")
+      assert.deepStrictEqual(signals.map((signal) => signal?.reason), ["enough"])
+    }))
+})
+
+describe("requests", () => {
+  const sent = (given: Omit<Given, "transport">) =>
+    Effect.gen(function*() {
+      const seen: Array<readonly [string, Headers, RequestInit]> = []
+      yield* attempted({
+        ...given,
+        transport: (input, init = {}) => {
+          seen.push([String(input), new Headers(init.headers), init])
+          return Promise.resolve(new Response("{}", json))
+        }
+      })
+      const [first] = seen
+      return first ?? (yield* Effect.dieMessage("nothing was sent"))
+    })
+
+  test("H2: every credential header is taken out, the key's put in; redirects are shown", () =>
+    Effect.gen(function*() {
+      const [, headers, init] = yield* sent({
+        init: { headers: { Authorization: "Bearer x", "API-Key": "y", "x-own": "z" } },
+        key: { headers: { "OpenAI-Project": "p", "x-own": "of the key" } }
+      })
+      assert.deepStrictEqual(Object.fromEntries(headers), {
+        authorization: `Bearer ${secret}`,
+        "openai-project": "p",
+        "x-own": "of the key"
+      })
+      assert.strictEqual(init.redirect, "manual")
+    }))
+
+  test("a key's base URL takes the place of the client's, below which the path and the query stay", () =>
+    Effect.gen(function*() {
+      const to = (baseUrl: string, url: string) => Effect.map(sent({ key: { baseUrl }, url }), ([address]) => address)
+      assert.strictEqual(
+        yield* to("https://eu.test/openai/", "https://api.test/v1/files?a=1"),
+        "https://eu.test/openai/files?a=1"
+      )
+      assert.strictEqual(yield* to("https://eu.test", "https://api.test/v1/files"), "https://eu.test/files")
+      assert.strictEqual(yield* to("https://eu.test/v2", "https://api.test/other"), "https://eu.test/v2/other")
+    }))
+})

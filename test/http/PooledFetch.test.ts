@@ -1,0 +1,192 @@
+import { assert, describe } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import type { Transport } from "../../src/http/Attempt.js"
+import * as PooledFetch from "../../src/http/PooledFetch.js"
+import * as KeyPool from "../../src/KeyPool.js"
+import { openAi } from "../../src/providers/Providers.js"
+import { live } from "../support/openai.js"
+
+const base = "https://api.test/v1"
+
+interface Sent {
+  readonly url: string
+  readonly method: string
+  readonly headers: Headers
+  readonly body: string
+}
+
+/** A pool of two keys over a transport that notes what it is sent, and answers in turn. */
+const pooled = (answers: ReadonlyArray<() => Response> = [], settings: Partial<KeyPool.Settings> = {}) =>
+  Effect.gen(function*() {
+    const sent: Array<Sent> = []
+    const left = [...answers]
+    const transport: Transport = async (input, init) => {
+      const request = new Request(input, init)
+      sent.push({
+        url: request.url,
+        method: init?.method ?? request.method,
+        headers: request.headers,
+        body: request.url.startsWith("data:") ? "" : await request.text()
+      })
+      return left.shift()?.() ?? new Response("{}", { headers: { "content-type": "application/json" } })
+    }
+    const pool = yield* KeyPool.make({
+      keys: ["sk-one-0000000", "sk-two-0000000"],
+      retry: Schedule.recurs(3),
+      retryTokens: false,
+      ...settings
+    })
+    const made = yield* PooledFetch.make({ pool, provider: openAi, baseUrl: () => new URL(base), transport })
+    return { sent, pool, ...made }
+  })
+
+const refused = (status: number) => () => new Response("{\"error\":{\"message\":\"no\"}}", { status })
+
+const get = (fetch: Transport, ...args: Parameters<Transport>) => Effect.promise(() => fetch(...args))
+
+describe("how it may be called", () => {
+  live("with a text, a URL, or a Request, whole or with more", () =>
+    Effect.gen(function*() {
+      const { fetch, sent } = yield* pooled()
+      const init = { method: "POST", body: "{\"model\":\"m\"}", headers: { "x-own": "1" } }
+      yield* get(fetch, `${base}/chat/completions`, init)
+      yield* get(fetch, new URL(`${base}/chat/completions`), init)
+      yield* get(fetch, new Request(`${base}/chat/completions`, init))
+      yield* get(fetch, new Request(`${base}/chat/completions`, { ...init, headers: {}, body: "old" }), init)
+      yield* get(fetch, `${base}/chat/completions`, { ...init, headers: [["x-own", "1"]] })
+      assert.strictEqual(sent.length, 5)
+      for (const { body, headers, method, url } of sent) {
+        assert.deepStrictEqual({ body, method, url }, {
+          body: init.body,
+          method: "POST",
+          url: `${base}/chat/completions`
+        })
+        assert.strictEqual(headers.get("x-own"), "1")
+        assert.match(headers.get("authorization") ?? "", /^Bearer sk-(one|two)-0000000$/)
+      }
+    }))
+
+  live("the body of a Request is copied for each attempt", () =>
+    Effect.gen(function*() {
+      const { fetch, sent } = yield* pooled([refused(500), refused(500)])
+      const response = yield* get(
+        fetch,
+        new Request(`${base}/chat/completions`, { method: "POST", body: "{\"model\":\"m\"}" })
+      )
+      assert.strictEqual(response.status, 200)
+      assert.deepStrictEqual(sent.map(({ body }) => body), Array(3).fill("{\"model\":\"m\"}"))
+    }))
+
+  live("the signal of a Request counts, too", () =>
+    Effect.gen(function*() {
+      const { fetch, pool, sent } = yield* pooled()
+      const request = new Request(`${base}/models`, { signal: AbortSignal.abort("enough") })
+      const reason = yield* Effect.flip(Effect.tryPromise({ try: () => fetch(request), catch: (error) => error }))
+      assert.strictEqual(reason, "enough")
+      assert.strictEqual((yield* pool.snapshot).attempts, 0)
+      assert.strictEqual(sent.length, 0)
+    }))
+
+  live("H1: another origin gets what it was sent, without credentials", () =>
+    Effect.gen(function*() {
+      const { fetch, pool, sent } = yield* pooled()
+      const headers = { authorization: "Bearer mine", "api-key": "mine", "x-own": "1" }
+      const foreign = [
+        "https://api.test.evil/v1/models",
+        "http://api.test/v1/models",
+        "https://api.test:444/v1/models"
+      ]
+      for (const url of foreign) yield* get(fetch, url, { headers })
+      yield* get(fetch, new Request("https://evil.test/v1", { method: "POST", body: "hi", headers }))
+      assert.strictEqual(sent.length, 4)
+      for (const one of sent) {
+        assert.isNull(one.headers.get("authorization"))
+        assert.isNull(one.headers.get("api-key"))
+        assert.strictEqual(one.headers.get("x-own"), "1")
+      }
+      assert.deepInclude(sent[3], { method: "POST", body: "hi" })
+      assert.strictEqual((yield* pool.snapshot).attempts, 0)
+    }))
+
+  live("H3: a data: address passes", () =>
+    Effect.gen(function*() {
+      const { fetch, pool, sent } = yield* pooled()
+      yield* get(fetch, "data:,")
+      assert.strictEqual(sent.length, 1)
+      assert.isNull(sent[0]?.headers.get("authorization"))
+      assert.strictEqual((yield* pool.snapshot).attempts, 0)
+    }))
+})
+
+describe("what stands behind an error", () => {
+  const errorOf = (response: Response) => ({ headers: response.headers })
+
+  live(
+    "is found by the headers of the answer, as Headers or as a record, and through causes",
+    () =>
+      Effect.gen(function*() {
+        const { failureOf, fetch } = yield* pooled([refused(404)])
+        const response = yield* get(fetch, `${base}/models/x`)
+        const failure = failureOf(errorOf(response))
+        assert.deepInclude(failure, { _tag: "ProviderFailure", status: 404, body: { error: { message: "no" } } })
+        assert.strictEqual(failureOf({ headers: Object.fromEntries(response.headers) }), failure)
+        assert.strictEqual(failureOf(new Error("outer", { cause: errorOf(response) })), failure)
+      })
+  )
+
+  live("is nothing where there is nothing", () =>
+    Effect.gen(function*() {
+      const { failureOf } = yield* pooled()
+      const circle: { cause?: unknown } = {}
+      circle.cause = circle
+      for (
+        const error of [undefined, null, 7, "x", {}, new Error("x"), { headers: { "x-keymesh-id": "nope" } }, circle]
+      ) {
+        assert.strictEqual(failureOf(error), undefined)
+      }
+    }))
+
+  live("is kept for the latest thousand", () =>
+    Effect.gen(function*() {
+      const { failureOf, fetch } = yield* pooled(Array.from({ length: 1_002 }, () => refused(404)))
+      const responses: Array<Response> = []
+      for (let i = 0; i < 1_002; i++) responses.push(yield* get(fetch, `${base}/models/x`))
+      const known = responses.map((response) => failureOf(errorOf(response)) !== undefined)
+      assert.deepStrictEqual(known.map((found, index) => found ? -1 : index).filter((index) => index >= 0), [0, 1])
+    }))
+
+  live("a connection that failed is found by the error itself", () =>
+    Effect.gen(function*() {
+      const { failureOf, fetch } = yield* pooled([() => {
+        throw new TypeError("fetch failed")
+      }], { retry: Schedule.stop })
+      const error = yield* Effect.flip(
+        Effect.tryPromise({ try: () => fetch(`${base}/models`), catch: (error) => error })
+      )
+      assert.instanceOf(error, TypeError)
+      assert.deepInclude(failureOf(new Error("outer", { cause: error })), {
+        _tag: "ProviderFailure",
+        status: undefined
+      })
+    }))
+})
+
+describe("the end", () => {
+  live("after its scope closed it starts nothing, although the pool is open", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: ["sk-one-0000000"] })
+      const sent: Array<string> = []
+      const transport: Transport = (input) => {
+        sent.push(String(input))
+        return Promise.resolve(new Response("{}"))
+      }
+      const { fetch } = yield* Effect.scoped(
+        PooledFetch.make({ pool, provider: openAi, baseUrl: () => new URL(base), transport })
+      )
+      const response = yield* get(fetch, `${base}/models`)
+      assert.strictEqual(response.status, 503)
+      assert.strictEqual(response.headers.get("x-should-retry"), "false")
+      assert.deepStrictEqual(sent, [])
+    }))
+})
