@@ -8,6 +8,7 @@ import * as Schema from "effect/Schema"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as Fault from "./Fault.js"
 import * as KeyState from "./KeyState.js"
+import * as PoolKeys from "./PoolKeys.js"
 import * as PoolState from "./PoolState.js"
 
 const count = Schema.Number.pipe(Schema.int(), Schema.nonNegative())
@@ -161,7 +162,7 @@ export const restore = (
   }
   let next = state
   for (const stored of record.keys) {
-    next = PoolState.updateKey(config, next, stored.id, (key) => ({
+    next = PoolKeys.updateKey(config, next, stored.id, (key) => ({
       ...key,
       enabled: stored.enabled,
       total: stored.total,
@@ -172,9 +173,9 @@ export const restore = (
       bench: stored.bench === undefined ? key.bench : bench(stored.bench)
     }), now)?.state ?? next
   }
-  for (const stored of record.groups) next = PoolState.benchGroup(config, next, stored.group, bench(stored.bench), now)
+  for (const stored of record.groups) next = PoolKeys.benchGroup(config, next, stored.group, bench(stored.bench), now)
   for (const stored of record.models) {
-    next = PoolState.benchModel(next, stored.scope, stored.of, stored.model, bench(stored.bench), now)
+    next = PoolKeys.benchModel(next, stored.scope, stored.of, stored.model, bench(stored.bench), now)
   }
   return next
 }

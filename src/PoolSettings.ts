@@ -10,6 +10,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as ApiKey from "./ApiKey.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
+import type * as Cooldowns from "./Cooldowns.js"
 import type { ConfigurationError } from "./KeymeshError.js"
 import type * as PoolState from "./PoolState.js"
 import * as RetryPolicy from "./RetryPolicy.js"
@@ -210,7 +211,7 @@ const tokensOf = (
     return RetryPolicy.tokenOptions(given)
   })
 
-const cooldownsOf = (input: CooldownSettings): Checks.Checked<PoolState.Cooldowns> =>
+const cooldownsOf = (input: CooldownSettings): Checks.Checked<Cooldowns.Cooldowns> =>
   Either.gen(function*() {
     yield* Checks.refuseUnknown(input, cooldownNames, "cooldowns")
     const ladder = input.unauthorized ?? ["60 seconds", "5 minutes", "1 hour", "24 hours"]
@@ -248,7 +249,7 @@ const growingOf = (
   first: number,
   max: number,
   path: string
-): Checks.Checked<PoolState.Growing> =>
+): Checks.Checked<Cooldowns.Growing> =>
   Either.gen(function*() {
     yield* Checks.refuseUnknown(input, ["first", "factor", "max"], path)
     const factor = yield* Checks.finite(input.factor ?? 2, `${path}.factor`)

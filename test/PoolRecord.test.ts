@@ -4,10 +4,13 @@ import * as FastCheck from "effect/FastCheck"
 import * as Schema from "effect/Schema"
 import type * as ApiKey from "../src/ApiKey.js"
 import * as Fault from "../src/Fault.js"
+import * as Leasing from "../src/Leasing.js"
 import * as Outcome from "../src/Outcome.js"
+import * as PoolKeys from "../src/PoolKeys.js"
 import * as PoolRecord from "../src/PoolRecord.js"
 import * as PoolSettings from "../src/PoolSettings.js"
 import * as PoolState from "../src/PoolState.js"
+import * as Settling from "../src/Settling.js"
 
 const inputs: ReadonlyArray<ApiKey.Input> = [
   { secret: "sk-one", label: "one", quotaGroup: "org" },
@@ -19,7 +22,7 @@ const inputs: ReadonlyArray<ApiKey.Input> = [
 const resolvedOf = (keys: ReadonlyArray<ApiKey.Input>, more: Partial<PoolSettings.Settings> = {}) =>
   Either.getOrThrow(PoolSettings.resolve({ keys, ...more }))
 const { config, keys } = resolvedOf(inputs)
-const fresh = PoolState.make(config, keys, 0)
+const fresh = PoolKeys.make(config, keys, 0)
 const models = ["small", "large"]
 
 /** One attempt with whatever key may serve: what it was told of, and when. */
@@ -31,10 +34,10 @@ interface Attempt {
 
 const attempt = (state: PoolState.PoolState, { model, outcome }: Attempt, now: number): PoolState.PoolState => {
   const request = { call: 0, model, avoid: [], only: undefined, rotation: false, random: 0 }
-  const leased = PoolState.lease(config, state, request, now)
+  const leased = Leasing.lease(config, state, request, now)
   return leased.lease === undefined
     ? leased.state
-    : PoolState.settle(config, leased.state, leased.lease, outcome, true, now, 0.5).state
+    : Settling.settle(config, leased.state, leased.lease, outcome, true, now, 0.5).state
 }
 
 const lived = (attempts: ReadonlyArray<Attempt>, start = 0) =>
@@ -92,7 +95,7 @@ const waits = (state: PoolState.PoolState, now: number) =>
   )
 
 const maybeServes = (state: PoolState.PoolState, model: string | undefined, now: number) =>
-  PoolState.lease(
+  Leasing.lease(
     config,
     state,
     { call: 0, model, avoid: [], only: undefined, rotation: false, random: 0 },
@@ -195,7 +198,7 @@ describe("P1", () => {
   it("P1: a key serves again when its wait is over, and not before", () => {
     const limited = Outcome.fault(Fault.make("RateLimited", { scope: "group", wait: 5_000 }))
     const { config, keys } = resolvedOf([{ secret: "sk-one", quotaGroup: "org" }], { floor: false })
-    const empty = PoolState.make(config, keys, 0)
+    const empty = PoolKeys.make(config, keys, 0)
     const state = attempt(empty, { model: undefined, outcome: limited, after: 0 }, 0)
     const back = PoolRecord.restore(config, empty, kept(PoolRecord.fromState(state, 1_000, 0)), 1_000, 0)
     assert.isFalse(maybeServes(back, undefined, 5_019))
@@ -211,9 +214,9 @@ describe("P1", () => {
     const record = kept(PoolRecord.fromState(state, 0, 0))
     assert.deepStrictEqual(record.models.map(({ model, of, scope }) => [model, scope, of]), [["small", "group", "org"]])
     const { config: own, keys: members } = resolvedOf(inputs.slice(0, 2), { floor: false })
-    const back = PoolRecord.restore(own, PoolState.make(own, members, 0), record, 0, 0)
+    const back = PoolRecord.restore(own, PoolKeys.make(own, members, 0), record, 0, 0)
     const serves = (model: string) =>
-      PoolState.lease(own, back, { call: 0, model, avoid: [], only: undefined, rotation: false, random: 0 }, 1)
+      Leasing.lease(own, back, { call: 0, model, avoid: [], only: undefined, rotation: false, random: 0 }, 1)
         .lease !==
         undefined
     assert.deepStrictEqual([serves("small"), serves("large")], [false, true])
@@ -221,7 +224,7 @@ describe("P1", () => {
 
   it("P1: a breaker that was isolated by hand stays so", () => {
     const [first] = PoolState.keys(fresh)
-    const isolated = PoolState.updateKey(config, fresh, first?.id ?? "", (key) => ({
+    const isolated = PoolKeys.updateKey(config, fresh, first?.id ?? "", (key) => ({
       ...key,
       breaker: { _tag: "Open", until: Infinity, openedAt: 0, generation: 1, trips: 1 }
     }), 0)?.state ?? fresh
@@ -232,13 +235,13 @@ describe("P1", () => {
 
   it("P1: a cooldown that never ends can be kept", () => {
     const endless = resolvedOf(["sk-one"], { cooldowns: { revoked: Infinity } })
-    const empty = PoolState.make(endless.config, endless.keys, 0)
+    const empty = PoolKeys.make(endless.config, endless.keys, 0)
     const request = { call: 0, model: undefined, avoid: [], only: undefined, rotation: false, random: 0 }
-    const leased = PoolState.lease(endless.config, empty, request, 0)
+    const leased = Leasing.lease(endless.config, empty, request, 0)
     const revoked = Outcome.fault(Fault.make("Unauthorized", { explicit: true }))
     const state = leased.lease === undefined
       ? leased.state
-      : PoolState.settle(endless.config, leased.state, leased.lease, revoked, true, 0, 0.5).state
+      : Settling.settle(endless.config, leased.state, leased.lease, revoked, true, 0, 0.5).state
     const back = PoolRecord.restore(endless.config, empty, kept(PoolRecord.fromState(state, 0, 0)), 1e12, 0)
     const [key] = PoolState.keys(back)
     const until = key === undefined ? 0 : PoolState.keyGate(endless.config, back, key, 1e12)?.until ?? 0
@@ -252,7 +255,7 @@ describe("P1", () => {
       after: 1
     })))
     const [first] = PoolState.keys(state)
-    const busy = PoolState.updateKey(
+    const busy = PoolKeys.updateKey(
       config,
       state,
       first?.id ?? "",
@@ -262,7 +265,7 @@ describe("P1", () => {
     assert.strictEqual(PoolRecord.fromState(busy, now, 0).keys.length, inputs.length - 1)
     const other = resolvedOf(["sk-two", "sk-new"].map((secret) => ({ secret })))
     const record = kept(PoolRecord.fromState(state, now, 0))
-    const back = PoolRecord.restore(config, PoolState.make(other.config, other.keys, 0), record, now, 0)
+    const back = PoolRecord.restore(config, PoolKeys.make(other.config, other.keys, 0), record, now, 0)
     assert.deepStrictEqual(PoolState.keys(back).map((key) => key.successes), [2, 0])
   })
 

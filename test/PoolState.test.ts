@@ -3,10 +3,15 @@ import * as Deferred from "effect/Deferred"
 import * as FastCheck from "effect/FastCheck"
 import * as FiberId from "effect/FiberId"
 import * as HashMap from "effect/HashMap"
+import type * as Cooldowns from "../src/Cooldowns.js"
 import * as Fault from "../src/Fault.js"
+import * as Leasing from "../src/Leasing.js"
 import * as Outcome from "../src/Outcome.js"
+import * as PoolKeys from "../src/PoolKeys.js"
 import * as PoolState from "../src/PoolState.js"
+import * as Settling from "../src/Settling.js"
 import * as Strategy from "../src/Strategy.js"
+import * as WaitingLine from "../src/WaitingLine.js"
 import { baseConfig, type Command, type KeySpec, makeKey, plain, type Setup, World } from "./support/pool-model.js"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -158,41 +163,41 @@ describe("PoolState", () => {
 
   it("F5: a guess on top of a told wait does not let the floor break the told one", () => {
     const guess = { ...config, cooldowns: { ...config.cooldowns, rateLimited: slow } }
-    const first = PoolState.lease(guess, pool(1), plain, 0)
-    const second = PoolState.lease(guess, first.state, plain, 0)
+    const first = Leasing.lease(guess, pool(1), plain, 0)
+    const second = Leasing.lease(guess, first.state, plain, 0)
     if (first.lease === undefined || second.lease === undefined) return assert.fail("no lease")
     const told = Outcome.fault(Fault.make("RateLimited", { wait: 5000 }))
     const guessed = Outcome.fault(Fault.make("RateLimited"))
-    const one = PoolState.settle(guess, second.state, first.lease, told, true, 0, 0).state
-    const both = PoolState.settle(guess, one, second.lease, guessed, true, 0, 0).state
-    assert.isUndefined(PoolState.lease(guess, both, plain, 4999).lease)
-    assert.isTrue(PoolState.lease(guess, both, plain, 5020).lease?.floor)
+    const one = Settling.settle(guess, second.state, first.lease, told, true, 0, 0).state
+    const both = Settling.settle(guess, one, second.lease, guessed, true, 0, 0).state
+    assert.isUndefined(Leasing.lease(guess, both, plain, 4999).lease)
+    assert.isTrue(Leasing.lease(guess, both, plain, 5020).lease?.floor)
   })
 
   it("F5: a guess on top of a refused credential does not let the floor use the key", () => {
     const guess = { ...config, cooldowns: { ...config.cooldowns, rateLimited: slow } }
-    const first = PoolState.lease(guess, pool(1), plain, 0)
-    const second = PoolState.lease(guess, first.state, plain, 0)
+    const first = Leasing.lease(guess, pool(1), plain, 0)
+    const second = Leasing.lease(guess, first.state, plain, 0)
     if (first.lease === undefined || second.lease === undefined) return assert.fail("no lease")
     const refused = Outcome.fault(Fault.make("Unauthorized"))
     const guessed = Outcome.fault(Fault.make("RateLimited"))
-    const one = PoolState.settle(guess, second.state, first.lease, refused, true, 0, 0).state
-    const both = PoolState.settle(guess, one, second.lease, guessed, true, 0, 0).state
-    assert.isUndefined(PoolState.lease(guess, both, plain, 2999).lease)
+    const one = Settling.settle(guess, second.state, first.lease, refused, true, 0, 0).state
+    const both = Settling.settle(guess, one, second.lease, guessed, true, 0, 0).state
+    assert.isUndefined(Leasing.lease(guess, both, plain, 2999).lease)
   })
 
   it("C2: a call waits for a key that is at its limit and cooling down too, if both end in time", () => {
     const state = pool(1, { concurrency: 1 })
     const { lease: held, state: busy } = lease(state, 0)
     if (held === undefined) return assert.fail("no lease")
-    const committed = PoolState.settle(config, busy, held, Outcome.success, false, 0, 0).state
+    const committed = Settling.settle(config, busy, held, Outcome.success, false, 0, 0).state
     const told = Outcome.fault(Fault.make("RateLimited", { wait: 1000 }))
-    const late = PoolState.settle(config, committed, held, told, false, 10, 0).state
+    const late = Settling.settle(config, committed, held, told, false, 10, 0).state
     const waiting = acquire(late, 20, 30_000)
     assert.isTrue(typeof waiting.outcome === "object", String(waiting.outcome))
-    const ended = PoolState.settle(config, waiting.state, held, undefined, true, 500, 0).state
-    assert.lengthOf(PoolState.dispatch(config, ended, 1029).answers, 0)
-    assert.deepStrictEqual(PoolState.dispatch(config, ended, 1030).answers.map((a) => a._tag), ["Granted"])
+    const ended = Settling.settle(config, waiting.state, held, undefined, true, 500, 0).state
+    assert.lengthOf(WaitingLine.dispatch(config, ended, 1029).answers, 0)
+    assert.deepStrictEqual(WaitingLine.dispatch(config, ended, 1030).answers.map((a) => a._tag), ["Granted"])
   })
 
   it("C2: who has waited too long does not hold up the next in line", () => {
@@ -200,8 +205,8 @@ describe("PoolState", () => {
     if (held === undefined) return assert.fail("no lease")
     const first = acquire(state, 0, 100)
     const second = acquire(first.state, 1, 10_000)
-    const ended = PoolState.settle(config, second.state, held, Outcome.success, true, 200, 0).state
-    const { answers } = PoolState.dispatch(config, ended, 200)
+    const ended = Settling.settle(config, second.state, held, Outcome.success, true, 200, 0).state
+    const { answers } = WaitingLine.dispatch(config, ended, 200)
     assert.deepStrictEqual(answers.map((a) => [a._tag, a.waiter.until]), [["Refused", 100], ["Granted", 10_000]])
   })
 
@@ -209,8 +214,8 @@ describe("PoolState", () => {
     const { lease: held, state } = lease(pool(1, { concurrency: 1 }), 0)
     if (held === undefined) return assert.fail("no lease")
     const waiting = acquire(state, 0, 10_000, { only: () => true })
-    const ended = PoolState.settle(config, waiting.state, held, Outcome.success, true, 5, 0).state
-    const served = PoolState.dispatch(config, ended, 5)
+    const ended = Settling.settle(config, waiting.state, held, Outcome.success, true, 5, 0).state
+    const served = WaitingLine.dispatch(config, ended, 5)
     assert.deepStrictEqual(served.answers.map((a) => a._tag), ["Granted"])
     assert.strictEqual(served.state.rest.waiting, 0)
   })
@@ -218,13 +223,13 @@ describe("PoolState", () => {
   it("closing refuses everybody, also who would wait for ever", () => {
     const { state } = lease(pool(1, { concurrency: 1 }), 0)
     const waiting = acquire(state, 0, Infinity)
-    const closed = PoolState.close(config, waiting.state, 1)
+    const closed = WaitingLine.close(config, waiting.state, 1)
     assert.deepStrictEqual(closed.answers.map((a) => a._tag), ["Refused"])
     assert.strictEqual(closed.state.rest.waiting, 0)
   })
 
   it("K5: a key that is added again gets its new attributes, all of them", () => {
-    const state = PoolState.addKey(config, pool(1), { ...key(0, { group: "a", models: ["m1"] }), weight: 9 }, 0)
+    const state = PoolKeys.addKey(config, pool(1), { ...key(0, { group: "a", models: ["m1"] }), weight: 9 }, 0)
     assert.isUndefined(lease(state, 0, { model: "m2" }).lease)
     assert.isDefined(lease(state, 0, { model: "m1" }).lease)
     assert.strictEqual(PoolState.keys(state)[0]?.weight, 9)
@@ -234,11 +239,11 @@ describe("PoolState", () => {
 
   it("F1: a told wait of a group holds although its last key was retired and comes back", () => {
     const only = key(0, { group: "a" })
-    const limited = fault1(PoolState.make(config, [only], 0), "RateLimited", { scope: "group", wait: 5000 }, 0)
-    const left = PoolState.updateKey(config, limited, only.id, (key) => ({ ...key, retiring: true }), 0)
+    const limited = fault1(PoolKeys.make(config, [only], 0), "RateLimited", { scope: "group", wait: 5000 }, 0)
+    const left = PoolKeys.updateKey(config, limited, only.id, (key) => ({ ...key, retiring: true }), 0)
     if (left === undefined) return assert.fail("no such key")
     assert.lengthOf(PoolState.keys(left.state), 0)
-    const back = PoolState.addKey(config, left.state, key(1, { group: "a" }), 10)
+    const back = PoolKeys.addKey(config, left.state, key(1, { group: "a" }), 10)
     assert.isUndefined(lease(back, 5000).lease)
     assert.isDefined(lease(back, 5020).lease)
   })
@@ -271,23 +276,23 @@ describe("PoolState", () => {
 // ---------------------------------------------------------------------------------------------------------------------
 
 const config: PoolState.Config = { ...baseConfig, floorMillis: 1000 }
-const slow: PoolState.Growing = { firstMillis: 60_000, factor: 2, maxMillis: 60_000 }
+const slow: Cooldowns.Growing = { firstMillis: 60_000, factor: 2, maxMillis: 60_000 }
 
 const key = (n: number, spec: Partial<KeySpec> = {}) =>
   makeKey(n, { group: undefined, concurrency: undefined, models: undefined, ...spec })
 
 const pool = (size: number, spec: Partial<KeySpec> = {}): PoolState.PoolState =>
-  PoolState.make(config, Array.from({ length: size }, (_, n) => key(n, spec)), 0)
+  PoolKeys.make(config, Array.from({ length: size }, (_, n) => key(n, spec)), 0)
 
-const lease = (state: PoolState.PoolState, now: number, request: Partial<PoolState.Request> = {}): PoolState.Leased =>
-  PoolState.lease(config, state, { ...plain, ...request }, now)
+const lease = (state: PoolState.PoolState, now: number, request: Partial<PoolState.Request> = {}): Leasing.Leased =>
+  Leasing.lease(config, state, { ...plain, ...request }, now)
 
 const settle = (
   state: PoolState.PoolState,
   record: PoolState.LeaseRecord,
   outcome: Outcome.Outcome,
   now: number
-): PoolState.PoolState => PoolState.settle(config, state, record, outcome, true, now, 0).state
+): PoolState.PoolState => Settling.settle(config, state, record, outcome, true, now, 0).state
 
 /** One attempt that fails at once. */
 const fault1 = (
@@ -304,7 +309,7 @@ const fault1 = (
 }
 
 const acquire = (state: PoolState.PoolState, now: number, until: number, request: Partial<PoolState.Request> = {}) =>
-  PoolState.acquire(
+  WaitingLine.acquire(
     config,
     state,
     { ...plain, ...request },

@@ -232,7 +232,7 @@ describe("T2", () => {
       const store = yield* PoolStore.makeMemory
       const result = yield* Effect.scoped(Effect.gen(function*() {
         const pool = yield* KeyPool.make({ keys: ["sk-one", "sk-two"] })
-        yield* telemetry.subscribe
+        void (yield* telemetry.subscribe)
         let attempts = 0
         return yield* pool.run(() =>
           Effect.gen(function*() {
@@ -384,7 +384,7 @@ describe("T2", () => {
       const telemetry = yield* Telemetry.make()
       assert.isFalse(telemetry.listened())
       yield* Effect.scoped(Effect.gen(function*() {
-        yield* telemetry.subscribe
+        void (yield* telemetry.subscribe)
         assert.isTrue(telemetry.listened())
       }))
       assert.isFalse(telemetry.listened())

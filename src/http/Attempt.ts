@@ -1,6 +1,6 @@
 /**
- * One HTTP attempt with a leased key: its credentials go on, to its own origin only; the answer is read for what it says,
- * and committed as soon as it belongs to the caller.
+ * One HTTP attempt with a leased key: its credentials go on, to its own origin only; the answer is read for what it
+ * says, and committed as soon as it belongs to the caller.
  *
  * @since 0.1.0
  */
@@ -59,8 +59,8 @@ export interface Environment {
   /** Calls back when an object is collected that nobody reads any more; returns how to cancel that. */
   readonly onCollected: (object: object, f: () => void) => () => void
   /**
-   * Tells of an answer that is handed on, and how to break it off; returns how to take that back. A `stream` lasts until
-   * its end; of any other body nobody knows whether it is still read.
+   * Tells of an answer that is handed on, and how to break it off; returns how to take that back. A `stream` lasts
+   * until its end; of any other body nobody knows whether it is still read.
    */
   readonly onOpened: (kind: "stream" | "body", breakOff: BreakOff) => () => void
   /** The header, and the id, by which a stream that fails late is recognised. */

@@ -66,7 +66,7 @@ export interface PooledFetch {
   readonly within: <A>(
     f: (signal: AbortSignal) => PromiseLike<A> | A
   ) => Effect.Effect<A, unknown>
-  /** As `within`, for callbacks that give something to iterate; each step of the iteration belongs to the stream too. */
+  /** As `within`, for callbacks that give something to iterate; each step of it belongs to the stream too. */
   readonly iterate: <A>(
     f: (signal: AbortSignal) => PromiseLike<AsyncIterable<A>> | AsyncIterable<A>
   ) => Stream.Stream<A, unknown>
@@ -208,7 +208,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         let timeout: Fault.Fault | undefined
         const fiber = start(frame, call)
         const abort = () => {
-          // A client that gives up when it said it would has run into its timeout; any other abort is the caller's will.
+          // A client that gives up when it said it would has run into its timeout; any other abort is the caller's.
           const elapsed = performance.now() - startedAt
           const timedOut = announced !== undefined && elapsed >= announced.from - timeoutSlack &&
             elapsed <= announced.to + timeoutSlack

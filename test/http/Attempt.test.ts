@@ -19,6 +19,7 @@ interface Given {
   readonly init?: RequestInit
   readonly holdMillis?: number
   readonly provider?: Provider
+  readonly secret?: string
   readonly key?: { readonly headers?: Record<string, string>; readonly baseUrl?: string }
   readonly signal?: AbortSignal
 }
@@ -26,7 +27,7 @@ interface Given {
 /** One attempt with a key of its own. */
 const attempted = (given: Given) =>
   Effect.gen(function*() {
-    const pool = yield* KeyPool.make({ keys: [{ secret, ...given.key }] })
+    const pool = yield* KeyPool.make({ keys: [{ secret: given.secret ?? secret, ...given.key }] })
     const lease = yield* pool.lease
     const environment: Attempt.Environment = {
       provider: given.provider ?? openAi,
@@ -109,6 +110,26 @@ describe("answers", () => {
       assert.strictEqual(response.headers.get("x-should-retry"), "false")
       assert.strictEqual(fault?.kind, "ServerError")
       assert.deepStrictEqual(body, { error: { message: "no" } })
+    }))
+
+  test("K1: a refusal is clean in its reason phrase, and its fault where a code is looked for", () =>
+    Effect.gen(function*() {
+      const odd = "odd-secret-7"
+      const { body, fault, response } = yield* attempted({
+        secret: odd,
+        transport: answering(JSON.stringify({ error: { message: odd, code: odd } }), {
+          status: 418,
+          statusText: `teapot of ${odd}`,
+          headers: { "www-authenticate": `Bearer error="${odd}"` }
+        })
+      })
+      assert.strictEqual(response.statusText, "teapot of [redacted]")
+      assert.notInclude(JSON.stringify([body, fault]), odd)
+      const challenged = yield* attempted({
+        secret: odd,
+        transport: answering("", { status: 401, headers: { "www-authenticate": `Bearer error="${odd}"` } })
+      })
+      assert.notInclude(JSON.stringify(challenged.fault), odd)
     }))
 
   test("a refusal whose body never comes is one after 5 seconds, and its request is let go", () =>

@@ -199,6 +199,7 @@ describe("rest", () => {
         "data: no json\n\n",
         words(`it is ${secret}`),
         words(`\\"error\\" ${encodeURIComponent(secret)} ${secret.slice(0, 5)}`),
+        data({ type: "response.output_text.delta", delta: `it is ${secret}`, error: null }),
         words("grüße 𝄞")
       ),
       FastCheck.string().map(words)

@@ -200,7 +200,7 @@ describe("S2: before the first content", () => {
     "S2: what comes before the content is held back for a quarter of the announced timeout at most",
     () =>
       Effect.gen(function*() {
-        const { fake, openai } = yield* both("ab")
+        const { fake, openai } = yield* both("ab", {}, { hold: { millis: 3_600_000, events: Infinity } })
         const body = async function*() {
           for (;;) {
             yield bytes(": ping\n\n")
@@ -250,11 +250,11 @@ describe("S3: after the first content", () => {
   live("S3: a Responses stream that fails is one for the pool, too", () =>
     Effect.gen(function*() {
       const { fake, openai } = yield* both("ab", {}, once)
-      const event = (data: { readonly type: string }) => `event: ${data.type}\ndata: ${JSON.stringify(data)}\n\n`
+      const event = (type: string, more: object) => `event: ${type}\ndata: ${JSON.stringify({ type, ...more })}\n\n`
       const failed = { status: "failed", error: { code: "server_error", message: "The server had an error" } }
       yield* fake.script(a, [sse(
-        event({ type: "response.output_text.delta", ...{ delta: "one" } }) +
-          event({ type: "response.failed", ...{ response: failed } })
+        event("response.output_text.delta", { delta: "one" }) +
+          event("response.failed", { response: failed })
       )])
       const { items } = yield* Effect.promise(() =>
         drained(async () => openai.client.responses.create({ model, input: "one two", stream: true }))

@@ -531,11 +531,21 @@ describe("making it", () => {
   live("without a client of one's own, it asks the address that it was given", () =>
     Effect.gen(function*() {
       const fake = yield* FakeOpenAi.make()
-      const openai = yield* OpenAi.make({ keys: [Redacted.make(a)], baseUrl: fake.baseUrl })
+      // An organization and a project of the environment belong to some key, not to all.
+      const openai = yield* Effect.acquireUseRelease(
+        Effect.sync(() => Object.assign(process.env, { OPENAI_ORG_ID: "org-env", OPENAI_PROJECT_ID: "proj-env" })),
+        () => OpenAi.make({ keys: [Redacted.make(a)], baseUrl: fake.baseUrl }),
+        (env) =>
+          Effect.sync(() => {
+            Reflect.deleteProperty(env, "OPENAI_ORG_ID")
+            Reflect.deleteProperty(env, "OPENAI_PROJECT_ID")
+          })
+      )
       assert.strictEqual((yield* openai.use((client) => chat(client))).choices[0]?.message.content, said)
       assert.strictEqual(openai.client.maxRetries, 0)
       const [request] = yield* fake.requests
       assert.notProperty(request?.headers, "openai-organization")
+      assert.notProperty(request?.headers, "openai-project")
     }))
 
   live("as layers: its own tag, from Config, and twice", () =>

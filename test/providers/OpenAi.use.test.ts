@@ -17,6 +17,7 @@ import * as FakeOpenAi from "../../examples/support/FakeOpenAi.js"
 import * as CallOptions from "../../src/CallOptions.js"
 import * as KeymeshError from "../../src/KeymeshError.js"
 import type * as OpenAi from "../../src/providers/OpenAi.js"
+import * as Telemetry from "../../src/Telemetry.js"
 import {
   a,
   asked,
@@ -360,25 +361,23 @@ describe("use: the caller's context", () => {
 
   live("it does not leak into other fibers that the scheduler runs meanwhile", () =>
     Effect.gen(function*() {
-      const { openai } = yield* both("ab", { keys: { "*": { latencyMs: 5 } } })
-      const seen: Array<number> = []
-      // Each of these calls the client directly, outside of any `use`: a deadline from elsewhere would end it.
-      const outsider = Effect.gen(function*() {
-        for (let i = 0; i < 10; i++) {
-          yield* Effect.yieldNow()
-          yield* Effect.promise(() => chat(openai.client))
-          yield* Effect.yieldNow()
-          seen.push(i)
-        }
-      })
-      const insider = Effect.gen(function*() {
-        for (let i = 0; i < 30; i++) {
-          yield* Effect.yieldNow()
-          yield* flipped(CallOptions.withDeadline(ask(openai), 1))
-        }
-      })
-      yield* Effect.all([outsider, insider, outsider, insider, outsider], { concurrency: "unbounded" })
-      assert.strictEqual(seen.length, 30)
+      const { fake, openai } = yield* both("ab", { keys: { [a]: { hang: true }, [b]: { latencyMs: 200 } } })
+      const telemetry = yield* Telemetry.Telemetry
+      const events = yield* telemetry.subscribe
+      // A fiber that is woken from inside a request, and calls the client directly: the deadline is not for it.
+      const outsider = yield* events.pipe(
+        Stream.filter((event) => event._tag === "request.start" && event.label === "a"),
+        Stream.take(1),
+        Stream.mapEffect(() => Effect.promise(() => chat(openai.client))),
+        Stream.runHead,
+        Effect.fork
+      )
+      yield* Effect.sleep(20)
+      const error = yield* flipped(CallOptions.withDeadline(ask(openai), 100))
+      tagged(error, "DeadlineExceeded")
+      const answer = Option.getOrUndefined(yield* Fiber.join(outsider))
+      assert.strictEqual(answer?.choices[0]?.message.content, said)
+      assert.strictEqual(yield* asked(fake), "ab")
     }))
 
   live("a request that stray code starts after its end does not run in its frame", () =>

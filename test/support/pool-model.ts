@@ -8,9 +8,13 @@ import * as ApiKey from "../../src/ApiKey.js"
 import * as CircuitBreaker from "../../src/CircuitBreaker.js"
 import type * as Fault from "../../src/Fault.js"
 import type * as KeyState from "../../src/KeyState.js"
+import * as Leasing from "../../src/Leasing.js"
 import type * as Outcome from "../../src/Outcome.js"
+import * as PoolKeys from "../../src/PoolKeys.js"
 import * as PoolState from "../../src/PoolState.js"
+import * as Settling from "../../src/Settling.js"
 import * as Strategy from "../../src/Strategy.js"
+import * as WaitingLine from "../../src/WaitingLine.js"
 
 /**
  * A pool beside a slow and simple account of what happened to it. `World` takes one command after the other, keeps its
@@ -139,7 +143,7 @@ export class World {
     this.specs = setup.keys
     const keys = setup.keys.slice(0, setup.joined).map((spec, n) => makeKey(n, spec))
     for (const key of keys) this.attributes.set(key.id, key)
-    this.state = PoolState.make(this.config, keys, 0)
+    this.state = PoolKeys.make(this.config, keys, 0)
     this.audit()
   }
 
@@ -148,7 +152,7 @@ export class World {
       case "lease": {
         const request = this.request(command, 0)
         const before = this.state
-        const leased = PoolState.lease(this.config, before, request, this.now)
+        const leased = Leasing.lease(this.config, before, request, this.now)
         this.state = leased.state
         if (leased.lease === undefined) {
           this.mustBeBarred(before, request)
@@ -175,7 +179,7 @@ export class World {
             models: spec.models === undefined ? ["m1"] : undefined
           }
         const key = makeKey(command.key % this.specs.length, other)
-        this.state = PoolState.addKey(this.config, this.state, key, this.now)
+        this.state = PoolKeys.addKey(this.config, this.state, key, this.now)
         this.attributes.set(key.id, key)
         this.retiring.delete(key.id)
         break
@@ -188,7 +192,7 @@ export class World {
       case "reset": {
         const id = this.idOf(command.key)
         const key = id === undefined ? undefined : this.attributes.get(id)
-        const changed = id === undefined ? undefined : PoolState.resetKey(this.config, this.state, id, this.now)
+        const changed = id === undefined ? undefined : PoolKeys.resetKey(this.config, this.state, id, this.now)
         check((changed === undefined) === (key === undefined), () => "reset finds exactly the keys that are there")
         if (changed === undefined || key === undefined) break
         this.state = changed.state
@@ -207,20 +211,20 @@ export class World {
       case "abandon": {
         const waiter = this.waiters[command.nth % Math.max(1, this.waiters.length)]
         if (waiter === undefined) break
-        this.state = PoolState.withoutWaiter(this.state, waiter)
+        this.state = WaitingLine.withoutWaiter(this.state, waiter)
         this.waiters = this.waiters.filter((other) => other !== waiter)
-        check(!PoolState.isWaiting(this.state, waiter), () => "who left waits no more")
-        check(PoolState.withoutWaiter(this.state, waiter) === this.state, () => "leaving twice changes nothing")
+        check(!WaitingLine.isWaiting(this.state, waiter), () => "who left waits no more")
+        check(WaitingLine.withoutWaiter(this.state, waiter) === this.state, () => "leaving twice changes nothing")
         break
       }
       case "dispatch":
-        this.dispatched(this.state, PoolState.dispatch(this.config, this.state, this.now))
+        this.dispatched(this.state, WaitingLine.dispatch(this.config, this.state, this.now))
         break
       case "close":
         this.closed = true
         this.dispatched(
           { ...this.state, rest: { ...this.state.rest, closed: true } },
-          PoolState.close(this.config, this.state, this.now)
+          WaitingLine.close(this.config, this.state, this.now)
         )
         break
     }
@@ -229,7 +233,7 @@ export class World {
 
   /** Ends everything; afterwards nothing may be left over. */
   finish(): void {
-    for (const waiter of this.waiters) this.state = PoolState.withoutWaiter(this.state, waiter)
+    for (const waiter of this.waiters) this.state = WaitingLine.withoutWaiter(this.state, waiter)
     this.waiters = []
     while (this.leases.size > 0) this.settle({ nth: 0, outcome: { _tag: "Ignored" }, end: true, random: 0 })
     this.audit()
@@ -240,7 +244,7 @@ export class World {
     for (const key of PoolState.keys(this.state)) {
       const request = { ...plain, only: (other: ApiKey.ApiKey) => other.id === key.id }
       for (const model of [undefined, ...key.key.models ?? ["m1", "m2"]]) {
-        const leased = PoolState.lease(this.config, this.state, { ...request, model }, this.now)
+        const leased = Leasing.lease(this.config, this.state, { ...request, model }, this.now)
         check(
           (leased.lease !== undefined) === !this.disabled.has(key.id),
           () => `long after, ${key.label} serves exactly when it is enabled (model ${model})`
@@ -272,7 +276,7 @@ export class World {
   private control(action: "retire" | "disable" | "enable", n: number): void {
     const id = this.idOf(n)
     if (id === undefined) return
-    const changed = PoolState.updateKey(
+    const changed = PoolKeys.updateKey(
       this.config,
       this.state,
       id,
@@ -326,7 +330,7 @@ export class World {
     if (outcome === undefined && !command.end) return
     const before = this.state
     const key = PoolState.find(before, record.key.id) ?? fail("a key with an attempt in flight has left")
-    const changed = PoolState.settle(
+    const changed = Settling.settle(
       this.config,
       before,
       record,
@@ -397,7 +401,7 @@ export class World {
     const until = this.now + command.patience
     const answer = Deferred.unsafeMake<PoolState.LeaseRecord | undefined>(FiberId.none)
     const before = this.state
-    const acquired = PoolState.acquire(this.config, before, request, { until, answer }, this.now)
+    const acquired = WaitingLine.acquire(this.config, before, request, { until, answer }, this.now)
     if (this.closed) {
       check(acquired.outcome === "closed", () => "a closed pool starts nothing")
       return
@@ -412,7 +416,7 @@ export class World {
     } else {
       if (typeof outcome === "object") {
         check(outcome.until === until && outcome.answer === answer, () => "the waiter is the one that asked")
-        check(PoolState.isWaiting(acquired.state, outcome), () => "who waits is in the queue")
+        check(WaitingLine.isWaiting(acquired.state, outcome), () => "who waits is in the queue")
         this.waiters.push(outcome)
       }
       this.state = acquired.state
@@ -430,7 +434,7 @@ export class World {
     this.calls = Math.max(this.calls, acquired.state.calls)
   }
 
-  private dispatched(before: PoolState.PoolState, step: PoolState.Dispatched): void {
+  private dispatched(before: PoolState.PoolState, step: WaitingLine.Dispatched): void {
     this.served(before, { ...step, outcome: undefined })
     this.state = step.state
     for (const waiter of this.waiters) {
@@ -449,7 +453,7 @@ export class World {
   /** Takes over the answers of a step: their order, and that each was right. */
   private served(
     before: PoolState.PoolState,
-    step: PoolState.Dispatched & { readonly outcome: unknown }
+    step: WaitingLine.Dispatched & { readonly outcome: unknown }
   ): { readonly lease: PoolState.LeaseRecord | undefined; readonly middle: PoolState.PoolState } {
     const seen = new Set<PoolState.Waiter>()
     let middle = before
@@ -470,7 +474,7 @@ export class World {
           }
         }
         // Serving a queue is leasing one by one.
-        const leased = PoolState.lease(this.config, middle, waiter.request, this.now)
+        const leased = Leasing.lease(this.config, middle, waiter.request, this.now)
         check(
           leased.lease?.id === answer.lease.id && leased.lease.key === answer.lease.key,
           () => `call ${waiter.request.call} got another lease than by itself`
@@ -725,7 +729,7 @@ export class World {
     }
     check(waiting === rest.waiting, () => `${rest.waiting} wait, the lanes hold ${waiting}`)
     check(waiting === this.waiters.length, () => `${this.waiters.length} should wait, the lanes hold ${waiting}`)
-    for (const waiter of this.waiters) check(PoolState.isWaiting(this.state, waiter), () => "a waiter got lost")
+    for (const waiter of this.waiters) check(WaitingLine.isWaiting(this.state, waiter), () => "a waiter got lost")
     check(leases >= this.leases.size, () => "leases count up")
   }
 }

@@ -1,0 +1,160 @@
+/**
+ * A key for the next attempt of a call, at once or after a wait; or the error that says why there is none.
+ *
+ * @since 0.1.0
+ */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as FiberId from "effect/FiberId"
+import * as MutableRef from "effect/MutableRef"
+import * as Queue from "effect/Queue"
+import * as Ref from "effect/Ref"
+import { AllKeysExhausted, PoolClosed } from "./KeymeshError.js"
+import type { OngoingCall } from "./OngoingCall.js"
+import * as Outcome from "./Outcome.js"
+import * as PoolCore from "./PoolCore.js"
+import * as PoolState from "./PoolState.js"
+import * as WaitingLine from "./WaitingLine.js"
+
+/**
+ * Makes interruptible again what may be, as `Effect.uninterruptibleMask` gives it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/**
+ * No lease: why is found out when the error is made.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Refused {
+  readonly _tag: "Refused"
+  readonly call: number
+  readonly closed: boolean
+}
+
+/**
+ * A key for the next attempt of a call: at once, or after waiting until `until` at most. Runs uninterruptibly but for
+ * the wait.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const acquire = (
+  core: PoolCore.PoolCore,
+  restore: Restore,
+  call: OngoingCall,
+  request: PoolState.Request,
+  until: number
+): Effect.Effect<PoolState.LeaseRecord | Refused> => {
+  const now = PoolCore.nowOf(call.clock)
+  const answer = Deferred.unsafeMake<PoolState.LeaseRecord | undefined>(FiberId.none)
+  return Effect.flatMap(
+    Ref.modify(core.state, (before) => {
+      const acquired = WaitingLine.acquire(core.config, before, request, { until, answer }, now)
+      return [{ before, acquired }, acquired.state]
+    }),
+    ({ acquired, before }): Effect.Effect<PoolState.LeaseRecord | Refused> => {
+      const { outcome, state: after } = acquired
+      const told = PoolCore.announce(core, before, acquired)
+      if (outcome === "closed") return Effect.as(told, { _tag: "Refused", call: request.call, closed: true })
+      if (outcome === "refused" || outcome === "full") {
+        return Effect.as(told, {
+          _tag: "Refused",
+          call: request.call === 0 ? after.calls : request.call,
+          closed: false
+        })
+      }
+      if ("slot" in outcome) return Effect.as(told, outcome)
+      MutableRef.set(call.number, outcome.request.call)
+      return told.pipe(
+        Effect.zipRight(tellWaiting(core, outcome, after, now)),
+        Effect.zipRight(Queue.offer(core.wake, undefined)),
+        Effect.zipRight(Effect.onInterrupt(restore(Deferred.await(answer)), () => abandon(core, call, outcome))),
+        Effect.flatMap((record): Effect.Effect<PoolState.LeaseRecord | Refused> =>
+          record !== undefined
+            ? Effect.succeed(record)
+            : Effect.map(Ref.get(core.state), ({ rest }): Refused => ({
+              _tag: "Refused",
+              call: outcome.request.call,
+              closed: rest.closed
+            }))
+        )
+      )
+    }
+  )
+}
+
+/**
+ * Why a call got no key, as its error.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export const refusal = (
+  { config, state, telemetry }: PoolCore.PoolCore,
+  call: OngoingCall,
+  refused: Refused
+): Effect.Effect<never, AllKeysExhausted | PoolClosed> =>
+  Effect.flatMap(Ref.get(state), (current): Effect.Effect<never, AllKeysExhausted | PoolClosed> => {
+    const now = PoolCore.nowOf(call.clock)
+    MutableRef.set(call.number, refused.call)
+    const trail = MutableRef.get(call.trail)
+    if (refused.closed) return new PoolClosed({ pool: config.pool, trail })
+    const request = { model: call.model, only: undefined }
+    const { counts, reasons } = PoolState.explain(config, current, request, now)
+    const { at } = PoolState.opening(config, current, request, now)
+    const nextAvailableAt = Number.isFinite(at) ? at : undefined
+    return Effect.zipRight(
+      telemetry.publish([{
+        _tag: "all.exhausted",
+        pool: config.pool,
+        at: now,
+        call: refused.call,
+        reasons,
+        reasonCounts: counts,
+        ...(call.model === undefined ? {} : { model: call.model }),
+        ...(nextAvailableAt === undefined ? {} : { nextAvailableAt })
+      }]),
+      new AllKeysExhausted({ pool: config.pool, at: now, nextAvailableAt, reasons, reasonCounts: counts, trail })
+    )
+  })
+
+const tellWaiting = (
+  { config, telemetry }: PoolCore.PoolCore,
+  { request }: PoolState.Waiter,
+  after: PoolState.PoolState,
+  now: number
+): Effect.Effect<void> => {
+  if (!telemetry.listened()) return Effect.void
+  const { at } = PoolState.opening(config, after, request, now)
+  return telemetry.publish([{
+    _tag: "call.waiting",
+    pool: config.pool,
+    at: now,
+    call: request.call,
+    waiting: after.rest.waiting,
+    ...(request.model === undefined ? {} : { model: request.model }),
+    ...(Number.isFinite(at) ? { until: at } : {})
+  }])
+}
+
+/** A waiter that was interrupted leaves the queue; a key that it was given meanwhile goes to the next one. */
+const abandon = (core: PoolCore.PoolCore, { clock }: OngoingCall, waiter: PoolState.Waiter): Effect.Effect<void> =>
+  Effect.flatMap(
+    Ref.modify(core.state, (before) => [
+      WaitingLine.isWaiting(before, waiter),
+      WaitingLine.withoutWaiter(before, waiter)
+    ]),
+    (waiting) =>
+      waiting ? Effect.void : Effect.flatMap(
+        Deferred.await(waiter.answer),
+        (record) =>
+          record === undefined
+            ? Effect.void
+            : PoolCore.settle(core, record, clock, Outcome.ignored, true, 0, () => PoolState.noEvents)
+      )
+  )

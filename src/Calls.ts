@@ -1,0 +1,356 @@
+/**
+ * One call: attempts with leased keys until one of them answers, or nothing is left to try.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as DefaultServices from "effect/DefaultServices"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberRef from "effect/FiberRef"
+import * as MutableRef from "effect/MutableRef"
+import * as Random from "effect/Random"
+import * as Ref from "effect/Ref"
+import type * as Scope from "effect/Scope"
+import * as Acquisition from "./Acquisition.js"
+import type * as ApiKey from "./ApiKey.js"
+import { CallOptions } from "./CallOptions.js"
+import type * as Fault from "./Fault.js"
+import * as HeldLease from "./HeldLease.js"
+import { appendTrail, BudgetExceeded, type PoolError, type Trail } from "./KeymeshError.js"
+import * as Leasing from "./Leasing.js"
+import * as OngoingCall from "./OngoingCall.js"
+import * as Outcome from "./Outcome.js"
+import * as PoolCore from "./PoolCore.js"
+import * as PoolState from "./PoolState.js"
+import * as RetryDecision from "./RetryDecision.js"
+import * as RetryPolicy from "./RetryPolicy.js"
+import type * as WaitingLine from "./WaitingLine.js"
+
+/**
+ * What `run` may be told of a call.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface RunOptions<A, E> {
+  /** What an exit means (default: `Outcome.fromExit`). Interruption alone is always ignored. */
+  readonly classify?: ((exit: Exit.Exit<A, E>) => Outcome.Outcome) | undefined
+  /** The model it asks for: limits and cooldowns may be per model. */
+  readonly model?: string | undefined
+  /**
+   * Whether it may be sent again after a fault that leaves open whether it was processed (default true); `"never"`: not
+   * even after a refusal, because its body can be sent only once.
+   */
+  readonly replayable?: boolean | "never" | undefined
+  /**
+   * Keeps the lease when the effect succeeds (with such a value), for answers whose body is still to come: whoever gets
+   * the answer must run `lease.end`. Default false.
+   */
+  readonly hold?: boolean | ((a: A) => boolean) | undefined
+  /** A cell for the trail of the call's attempts, for those who want it on success too. One cell for one call. */
+  readonly trail?: MutableRef.MutableRef<Trail> | undefined
+}
+
+/**
+ * One call: the first attempt on the short path; `rescue` only comes to life when that one fails.
+ *
+ * @since 0.1.0
+ * @category calls
+ */
+export const run = <A, E, R>(
+  core: PoolCore.PoolCore,
+  use: (lease: HeldLease.HeldLease) => Effect.Effect<A, E, R>,
+  options: RunOptions<A, E>
+): Effect.Effect<A, E | PoolError, R> =>
+  Effect.withFiberRuntime((fiber) => {
+    const given = Context.get(fiber.getFiberRef(FiberRef.currentContext), CallOptions)
+    const clock = Context.get(fiber.getFiberRef(DefaultServices.currentServices), Clock.Clock)
+    const call = OngoingCall.make(core, given, options, clock)
+    const running = Effect.uninterruptibleMask((restore) => first(core, call, { restore, use, options }))
+    const timed = OngoingCall.withDeadline(core, running, call, given)
+    return core.telemetry.listened() ? Effect.onExit(timed, (exit) => OngoingCall.ended(core, call, exit)) : timed
+  })
+
+/**
+ * One lease as a call of its own, held until the scope closes.
+ *
+ * @since 0.1.0
+ * @category calls
+ */
+export const lease = (core: PoolCore.PoolCore): Effect.Effect<HeldLease.HeldLease, PoolError, Scope.Scope> =>
+  Effect.gen(function*() {
+    const clock = yield* Effect.clock
+    const given = yield* CallOptions
+    const call = OngoingCall.make(core, given, {}, clock)
+    const random = core.config.strategy.randomised ? yield* Random.next : 0
+    const request = { ...firstRequest, model: call.model, random }
+    const until = OngoingCall.waitUntil(call, call.startedAt)
+    const waiting = Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const acquired = yield* Acquisition.acquire(core, restore, call, request, until)
+        if ("_tag" in acquired) return yield* Acquisition.refusal(core, call, acquired)
+        const lease = HeldLease.make(core, acquired, 1, clock)
+        yield* Effect.addFinalizer(() => lease.end)
+        yield* core.telemetry.publish(HeldLease.startEvents(core, acquired, 1))
+        return lease
+      })
+    )
+    return yield* OngoingCall.withDeadline(core, waiting, call, given)
+  })
+
+// ------------------------------------------------------------------------------------------------------------ attempts
+
+/** What a call does in each of its attempts. */
+interface Work<A, E, R> {
+  readonly restore: Acquisition.Restore
+  readonly use: (lease: HeldLease.HeldLease) => Effect.Effect<A, E, R>
+  readonly options: RunOptions<A, E>
+}
+
+/** A failed attempt after which the call may try again. */
+class Again<A, E> {
+  readonly record: PoolState.LeaseRecord
+  readonly attempt: number
+  readonly fault: Fault.Fault
+  readonly exit: Exit.Exit<A, E>
+  constructor(record: PoolState.LeaseRecord, attempt: number, fault: Fault.Fault, exit: Exit.Exit<A, E>) {
+    this.record = record
+    this.attempt = attempt
+    this.fault = fault
+    this.exit = exit
+  }
+}
+
+const first = <A, E, R>(
+  core: PoolCore.PoolCore,
+  call: OngoingCall.OngoingCall,
+  work: Work<A, E, R>
+): Effect.Effect<A, E | PoolError, R> => {
+  const begin = (random: number): Effect.Effect<A, E | PoolError, R> => {
+    const request = random === 0 && call.model === undefined
+      ? firstRequest
+      : { ...firstRequest, model: call.model, random }
+    const go = (record: PoolState.LeaseRecord) =>
+      Effect.flatMap(
+        attempt(core, call, work, record, 1, call.startedAt),
+        (result): Effect.Effect<A, E | PoolError, R> =>
+          result instanceof Again ? rescue(core, call, work, result) : Effect.succeed(result)
+      )
+    return Effect.flatMap(
+      Ref.modify(core.state, (before): readonly [Leasing.Leased | undefined, PoolState.PoolState] => {
+        // Somebody waits, or nothing may start any more: `acquire` sorts that out.
+        if (before.rest.waiting > 0 || before.rest.closed) return [undefined, before]
+        const leased = Leasing.lease(core.config, before, request, call.startedAt)
+        return leased.lease === undefined ? [undefined, before] : [leased, leased.state]
+      }),
+      (leased) => {
+        if (leased?.lease !== undefined) {
+          const { events, lease, state } = leased
+          return events.length === 0
+            ? go(lease)
+            : Effect.zipRight(PoolCore.announce(core, undefined, { events, state, answers: noAnswers }), go(lease))
+        }
+        return Effect.flatMap(
+          Acquisition.acquire(core, work.restore, call, request, OngoingCall.waitUntil(call, call.startedAt)),
+          (acquired) => "_tag" in acquired ? Acquisition.refusal(core, call, acquired) : go(acquired)
+        )
+      }
+    )
+  }
+  return core.config.strategy.randomised ? Effect.flatMap(Random.next, begin) : begin(0)
+}
+
+/** One attempt with a leased key: its value, or a fault after which the call may try again. */
+const attempt = <A, E, R>(
+  core: PoolCore.PoolCore,
+  call: OngoingCall.OngoingCall,
+  { options, restore, use }: Work<A, E, R>,
+  record: PoolState.LeaseRecord,
+  number: number,
+  waitingSince: number,
+  passedOver?: Readonly<Record<string, number>>
+): Effect.Effect<A | Again<A, E>, E, R> => {
+  const lease = HeldLease.make(core, record, number, call.clock)
+  MutableRef.set(call.number, record.call)
+  const note = (outcome: Outcome.Outcome): void => {
+    const fault = outcome._tag === "Fault" ? outcome.fault : undefined
+    MutableRef.update(call.trail, (trail) =>
+      appendTrail(trail, {
+        attempt: number,
+        keyId: record.key.id,
+        label: record.key.label,
+        at: record.startedAt,
+        waitedMillis: record.startedAt - waitingSince,
+        durationMillis: PoolCore.nowOf(call.clock) - record.startedAt,
+        outcome: fault === undefined ? outcome._tag === "Success" ? "success" : "ignored" : fault.kind,
+        ...(fault?.status === undefined ? {} : { status: fault.status }),
+        ...(fault?.code === undefined ? {} : { code: fault.code }),
+        ...(passedOver === undefined ? {} : { passedOver })
+      }))
+  }
+  const failing = (outcome: Outcome.Outcome, exit: Exit.Exit<A, E>): Effect.Effect<A | Again<A, E>, E> => {
+    note(outcome)
+    const committed = lease.isCommitted()
+    const settled = lease.say(outcome, true)
+    return outcome._tag === "Fault" && !committed
+      ? Effect.as(settled, new Again(record, number, outcome.fault, exit))
+      : Effect.zipRight(settled, exit)
+  }
+  // A `classify` that throws says nothing of the key, and must not keep it.
+  const judged = (exit: Exit.Exit<A, E>): Outcome.Outcome | Effect.Effect<never> => {
+    if (options.classify === undefined) return Outcome.fromExit(exit)
+    try {
+      return options.classify(exit)
+    } catch (defect) {
+      return Effect.zipRight(lease.say(Outcome.ignored, true), Effect.die(defect))
+    }
+  }
+  const running = Effect.matchCauseEffect(restore(Effect.suspend(() => use(lease))), {
+    onSuccess: (a): Effect.Effect<A | Again<A, E>, E> => {
+      const outcome = options.classify === undefined ? Outcome.success : judged(Exit.succeed(a))
+      if (Effect.isEffect(outcome)) return outcome
+      if (outcome._tag === "Fault") return failing(outcome, Exit.succeed(a))
+      const holds = typeof options.hold === "function" ? options.hold(a) : options.hold === true
+      const settled = lease.say(outcome, !holds)
+      if (!core.telemetry.listened() && options.trail === undefined) return Effect.as(settled, a)
+      note(outcome)
+      return Effect.as(settled, a)
+    },
+    onFailure: (cause) => {
+      const exit = Exit.failCause(cause)
+      const outcome = Cause.isInterruptedOnly(cause) ? Outcome.ignored : judged(exit)
+      return Effect.isEffect(outcome) ? outcome : failing(outcome, exit)
+    }
+  })
+  const starts = HeldLease.startEvents(core, record, number)
+  return starts.length === 0 ? running : Effect.zipRight(core.telemetry.publish(starts), running)
+}
+
+const firstRequest: PoolState.Request = {
+  call: 0,
+  model: undefined,
+  avoid: [],
+  only: undefined,
+  rotation: false,
+  random: 0
+}
+
+const noAnswers: ReadonlyArray<WaitingLine.Answer> = []
+
+// -------------------------------------------------------------------------------------------------------------- rescue
+
+/** What follows a failed attempt: rotate, back off, or give up. */
+const rescue = Effect.fnUntraced(function*<A, E, R>(
+  core: PoolCore.PoolCore,
+  call: OngoingCall.OngoingCall,
+  work: Work<A, E, R>,
+  first: Again<A, E>
+) {
+  const { config, settings, state, telemetry } = core
+  const { clock } = call
+  const number = first.record.call
+  let tried = first
+  let progress = RetryDecision.initial
+  let stepper = RetryPolicy.start(settings.retry)
+  let avoid: ReadonlyArray<number> = []
+  let graced = false
+
+  const denied = (reason: "time" | "tokens") =>
+    telemetry.publish([{ _tag: "budget.denied", pool: config.pool, at: PoolCore.nowOf(clock), call: number, reason }])
+  const outOfBudget = () =>
+    Effect.zipRight(
+      denied("time"),
+      new BudgetExceeded({
+        pool: config.pool,
+        budget: Duration.millis(call.budgetMillis),
+        fault: tried.fault,
+        trail: MutableRef.get(call.trail),
+        cause: Exit.isFailure(tried.exit) ? Cause.squash(tried.exit.cause) : undefined
+      })
+    )
+
+  for (;;) {
+    const now = PoolCore.nowOf(clock)
+    const [decision, spent] = RetryDecision.decide(settings, progress, tried.fault, call.replayable)
+    progress = spent
+    if (decision._tag === "Stop") return yield* tried.exit
+    // An attempt that ran for long may have used up the budget by itself: its fault still earns one more, at once.
+    const long = !graced && now - tried.record.startedAt > graceMillis
+    let spentBudget: boolean = now >= call.budgetEnd
+    avoid = avoid.includes(tried.record.slot) ? avoid : [...avoid, tried.record.slot]
+    const isRetry = decision._tag === "BackOff" || (decision._tag === "Rotate" && decision.retry)
+    if (isRetry && !spentBudget) {
+      for (;;) {
+        const at = PoolCore.nowOf(clock)
+        const wait = yield* Ref.modify(state, (before) => {
+          const spent = Leasing.spendToken(config, before, at)
+          return [spent.waitMillis, spent.state]
+        })
+        if (wait === 0) break
+        yield* denied("tokens")
+        if (at + wait > call.budgetEnd) return yield* tried.exit
+        yield* work.restore(Effect.sleep(Math.ceil(wait)))
+      }
+      const at = PoolCore.nowOf(clock)
+      const next = yield* RetryPolicy.step(stepper, at, {
+        startedAt: call.startedAt,
+        // A wait binds the key that was told it. Only where no other key can do better, it binds the call.
+        waitMillis: tried.fault.kind === "RateLimited" && !tried.fault.failover ? tried.fault.waitMillis : undefined
+      })
+      if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget() : tried.exit
+      stepper = next.stepper
+      const atOnce = decision._tag === "Rotate" &&
+        PoolState.hasOther(config, yield* Ref.get(state), call.model, avoid, at)
+      spentBudget = !atOnce && next.at > call.budgetEnd
+      if (!atOnce && !spentBudget && next.at > at) {
+        yield* work.restore(Effect.sleep(Math.min(Math.ceil(next.at - at), PoolCore.longestSleep)))
+      }
+    }
+    if (spentBudget && !long) return yield* outOfBudget()
+    graced = graced || spentBudget
+    const only = decision._tag === "Elsewhere" ? suited(decision.where, tried.record.key) : undefined
+    const random = config.strategy.randomised ? yield* Random.next : 0
+    const waitingSince = PoolCore.nowOf(clock)
+    const acquired = yield* Acquisition.acquire(
+      core,
+      work.restore,
+      call,
+      { call: number, model: call.model, avoid, only, rotation: true, random },
+      only !== undefined || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
+    )
+    if ("_tag" in acquired) {
+      return yield* only === undefined ? Acquisition.refusal(core, call, acquired) : tried.exit
+    }
+    if (acquired.slot !== tried.record.slot && telemetry.listened()) {
+      yield* telemetry.publish([{
+        _tag: "key.rotated",
+        ...HeldLease.attemptOf(core, acquired, tried.attempt + 1, acquired.startedAt),
+        fromKeyId: tried.record.key.id,
+        reason: tried.fault.kind
+      }])
+    }
+    const passedOver = PoolState.explain(
+      config,
+      yield* Ref.get(state),
+      { model: call.model, only },
+      waitingSince
+    ).counts
+    const result = yield* attempt(core, call, work, acquired, tried.attempt + 1, waitingSince, passedOver)
+    if (!(result instanceof Again)) return result
+    tried = result
+  }
+})
+
+/** Which keys may serve a request that this one could not. */
+const suited = (where: "other-group" | "higher-limit", failed: ApiKey.ApiKey) => (key: ApiKey.ApiKey): boolean => {
+  const group = (key: ApiKey.ApiKey) => key.quotaGroup ?? key.id
+  if (where === "other-group") return group(key) !== group(failed)
+  return (key.limits.tokensPerMinute ?? 0) > (failed.limits.tokensPerMinute ?? 0)
+}
+
+/** An attempt longer than this earns one more when it used up the budget. */
+const graceMillis = 30_000

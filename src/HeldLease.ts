@@ -1,0 +1,167 @@
+/**
+ * A lease in its user's hands: what its attempt says, and when it ends.
+ *
+ * @since 0.1.0
+ */
+import type * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as MutableRef from "effect/MutableRef"
+import * as Random from "effect/Random"
+import type * as ApiKey from "./ApiKey.js"
+import * as Outcome from "./Outcome.js"
+import * as PoolCore from "./PoolCore.js"
+import * as PoolState from "./PoolState.js"
+import type * as Telemetry from "./Telemetry.js"
+
+/**
+ * The right to make one attempt with one key; while it is held, the attempt counts as in flight.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Lease {
+  /** Unique in the pool. */
+  readonly id: number
+  readonly key: ApiKey.ApiKey
+  /** The number of the attempt in its call, from 1. */
+  readonly attempt: number
+  readonly call: number
+  readonly model: string | undefined
+  /**
+   * Says what the attempt's answer means, as soon as it is known. The first one counts; a fault after a success is
+   * taken in as a late one.
+   */
+  readonly commit: (outcome: Outcome.Outcome) => Effect.Effect<void>
+  /** Gives the key back; a lease that was never committed then counts as ignored. Later calls do nothing. */
+  readonly end: Effect.Effect<void>
+  /**
+   * Ends the lease once its answer has gone unread for the pool's `streamIdle`; run it beside the reading. `idleSince`
+   * tells since when nobody reads, in milliseconds of the pool's clock; `undefined` while a read is under way.
+   */
+  readonly endWhenIdle: (idleSince: () => number | undefined) => Effect.Effect<void>
+}
+
+/**
+ * A lease with what only the pool may do: take in an outcome and, in the same step, end it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface HeldLease extends Lease {
+  /** Whether its answer belongs to the caller already. */
+  readonly isCommitted: () => boolean
+  readonly say: (outcome: Outcome.Outcome, end: boolean) => Effect.Effect<void>
+}
+
+/**
+ * The lease as its user sees it, and with it what only the pool may do.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = (
+  core: PoolCore.PoolCore,
+  record: PoolState.LeaseRecord,
+  attempt: number,
+  clock: Clock.Clock
+): HeldLease => {
+  const phase = MutableRef.make<Phase>("open")
+  /** Takes in what is said, if it still counts, and ends the lease if `end`. */
+  const say = (outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      const before = MutableRef.get(phase)
+      if (before === "ended") return Effect.void
+      const late = before === "succeeded" && outcome._tag === "Fault"
+      const counted = before === "open" || late ? outcome : undefined
+      if (counted === undefined && !end) return Effect.void
+      MutableRef.set(phase, end ? "ended" : counted?._tag === "Success" ? "succeeded" : "decided")
+      const taken = (random: number) =>
+        PoolCore.settle(
+          core,
+          record,
+          clock,
+          counted,
+          end,
+          random,
+          (now) => counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now)
+        )
+      return counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
+    })
+  const end = Effect.uninterruptible(say(Outcome.ignored, true))
+  return {
+    id: record.id,
+    key: record.key,
+    attempt,
+    call: record.call,
+    model: record.model,
+    commit: (outcome) => Effect.uninterruptible(say(outcome, false)),
+    end,
+    isCommitted: () => MutableRef.get(phase) === "succeeded",
+    endWhenIdle: (idleSince) => endWhenIdle(end, idleSince, core.settings.streamIdleMillis),
+    say
+  }
+}
+
+type Phase = "open" | "succeeded" | "decided" | "ended"
+
+/** Ends a lease once nobody has read for `idleMillis`. */
+const endWhenIdle = Effect.fnUntraced(function*(
+  end: Effect.Effect<void>,
+  idleSince: () => number | undefined,
+  idleMillis: number
+) {
+  for (;;) {
+    const now = yield* PoolCore.clockNow
+    const idle = now - (idleSince() ?? now)
+    if (idle >= idleMillis) return yield* end
+    yield* Effect.sleep(Math.min(PoolCore.longestSleep, Math.max(1, Math.ceil(idleMillis - idle))))
+  }
+})
+
+// -------------------------------------------------------------------------------------------------------------- events
+
+/**
+ * What every event of an attempt tells.
+ *
+ * @since 0.1.0
+ * @category events
+ */
+export const attemptOf = (core: PoolCore.PoolCore, record: PoolState.LeaseRecord, attempt: number, at: number) => ({
+  pool: core.config.pool,
+  at,
+  keyId: record.key.id,
+  label: record.key.label,
+  call: record.call,
+  attempt,
+  ...(record.model === undefined ? {} : { model: record.model })
+})
+
+/**
+ * That an attempt begins; nothing while nobody listens.
+ *
+ * @since 0.1.0
+ * @category events
+ */
+export const startEvents = (
+  core: PoolCore.PoolCore,
+  record: PoolState.LeaseRecord,
+  attempt: number
+): ReadonlyArray<Telemetry.Unnumbered> =>
+  core.telemetry.listened()
+    ? [{ _tag: "request.start", ...attemptOf(core, record, attempt, record.startedAt) }]
+    : PoolState.noEvents
+
+const outcomeEvents = (
+  core: PoolCore.PoolCore,
+  record: PoolState.LeaseRecord,
+  attempt: number,
+  outcome: Outcome.Outcome,
+  late: boolean,
+  now: number
+): ReadonlyArray<Telemetry.Unnumbered> => {
+  if (!core.telemetry.listened() || outcome._tag === "Ignored") return PoolState.noEvents
+  const base = { ...attemptOf(core, record, attempt, now), durationMillis: now - record.startedAt }
+  return outcome._tag === "Success"
+    ? [{ _tag: "request.success", ...base }]
+    : [{ _tag: "request.fail", ...base, fault: outcome.fault, late }]
+}

@@ -1,0 +1,192 @@
+/**
+ * What a call takes from the pool: a lease of a key that may serve, or a retry token.
+ *
+ * @since 0.1.0
+ */
+import * as Benches from "./Benches.js"
+import * as CircuitBreaker from "./CircuitBreaker.js"
+import * as CircuitEvents from "./CircuitEvents.js"
+import * as KeyState from "./KeyState.js"
+import * as Places from "./Places.js"
+import * as PoolState from "./PoolState.js"
+import * as RetryPolicy from "./RetryPolicy.js"
+import * as SlotMap from "./SlotMap.js"
+import type * as Strategy from "./Strategy.js"
+import type * as Telemetry from "./Telemetry.js"
+
+/**
+ * What a lease step gives: a lease, if there was one to take.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Leased {
+  readonly state: PoolState.PoolState
+  readonly lease: PoolState.LeaseRecord | undefined
+  readonly events: ReadonlyArray<Telemetry.Unnumbered>
+}
+
+/**
+ * Picks a key and leases it, if one may serve. It does not look at who waits: see `WaitingLine.acquire`.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const lease = (
+  config: PoolState.Config,
+  before: PoolState.PoolState,
+  request: PoolState.Request,
+  now: number
+): Leased => {
+  const state = now >= before.nextOpening ? Places.reopen(config, before, now) : before
+  const { model } = request
+  const barred = model !== undefined && PoolState.narrowed(state)
+    ? (slot: number) => {
+      const key = SlotMap.get(state.slots, slot)
+      return key === undefined || PoolState.modelGate(config, state, key, model, now) !== undefined
+    }
+    : undefined
+  const picked = pick(config, state, request, barred, now)
+  if (picked !== undefined) {
+    const key = SlotMap.get(state.slots, picked.slot)
+    if (key !== undefined) return grant(config, { ...state, index: picked.index }, key, request, now)
+  }
+  return floor(config, state, request, now)
+}
+
+const pick = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  request: PoolState.Request,
+  barred: ((slot: number) => boolean) | undefined,
+  now: number
+): Strategy.Picked | undefined => {
+  const { avoid, only, random, rotation } = request
+  if (state.index.size === 0) return undefined
+  if (barred === undefined && only === undefined && avoid.length === 0) {
+    return state.index.pick({ excluded: none, rotation, random, now })
+  }
+  const unsuited = (slot: number): boolean => {
+    if (barred?.(slot) === true) return true
+    if (only === undefined) return false
+    const key = SlotMap.get(state.slots, slot)
+    return key === undefined || !only(key.key)
+  }
+  const other = avoid.length === 0
+    ? undefined
+    : state.index.pick({ excluded: (slot) => avoid.includes(slot) || unsuited(slot), rotation, random, now })
+  return other ?? state.index.pick({ excluded: unsuited, rotation, random, now })
+}
+
+const none = () => false
+
+/** Leases a key that may serve: takes the probe of its breaker, and the trial of any bench that has ended. */
+const grant = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  request: PoolState.Request,
+  now: number,
+  floor = false
+): Leased => {
+  const id = state.leases + 1
+  const call = request.call === 0 ? state.calls + 1 : request.call
+  const calls = request.call === 0 ? call : state.calls
+  const probes = !floor && key.breaker._tag !== "Closed"
+  const breaker = probes ? CircuitBreaker.takeProbe(key.breaker, now, id) : key.breaker
+  const group = PoolState.groupBench(state, key)
+  const benched = key.bench !== undefined || group !== undefined
+  const leased: KeyState.KeyState = {
+    ...key,
+    inFlight: key.inFlight + 1,
+    total: key.total + 1,
+    lastUsed: now,
+    breaker,
+    bench: key.bench === undefined ? undefined : KeyState.takeTrial(key.bench, id, now)
+  }
+  const record: PoolState.LeaseRecord = {
+    id,
+    slot: key.slot,
+    key: key.key,
+    call,
+    model: request.model,
+    startedAt: now,
+    generation: breaker.generation,
+    probe: probes,
+    floor
+  }
+  const counted: PoolState.PoolState = { ...state, leases: id, calls }
+  if (!probes && !benched && KeyState.isPlain(leased) && (request.model === undefined || !PoolState.hasModels(state))) {
+    return { state: Places.touch(counted, leased), lease: record, events: PoolState.noEvents }
+  }
+  let next = Benches.withGroup(counted, key, group === undefined ? undefined : KeyState.takeTrial(group, id, now))
+  next = Benches.mapModel(next, leased, request.model, (bench) => KeyState.takeTrial(bench, id, now))
+  next = group !== undefined && KeyState.needsTrial(group)
+    ? Places.placeGroup(config, Places.place(config, next, leased, now), key.key.quotaGroup, now)
+    : Places.place(config, next, leased, now)
+  return { state: next, lease: record, events: CircuitEvents.between(config.pool, key, leased, now) }
+}
+
+/** When only guesses hold every key back, one call per interval goes through, to another key each time. */
+const floor = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  request: PoolState.Request,
+  now: number
+): Leased => {
+  const refused: Leased = { state, lease: undefined, events: PoolState.noEvents }
+  if (config.floorMillis === undefined || now < state.rest.floorAt + config.floorMillis) return refused
+  const key = floorKey(config, state, request, now)
+  if (key === undefined) return refused
+  const granted = grant(
+    config,
+    { ...state, rest: { ...state.rest, floorAt: now } },
+    key,
+    request,
+    now,
+    true
+  )
+  return {
+    ...granted,
+    events: [...granted.events, { _tag: "pool.floor", pool: config.pool, at: now, keyId: key.id, label: key.label }]
+  }
+}
+
+/** The key that the floor would use: the one longest unused, if the nearest gate of all is only guessed. */
+const floorKey = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  request: Pick<PoolState.Request, "model" | "only">,
+  now: number
+): KeyState.KeyState | undefined => {
+  const first = PoolState.nearest(config, state, request, now)
+  // An attempt that runs may open its key at any moment: nothing is nearer than that.
+  if (first.breakableAt > now || first.earliest <= now) return undefined
+  let oldest: KeyState.KeyState | undefined
+  for (const key of SlotMap.values(state.slots)) {
+    if (request.only?.(key.key) === false || (oldest !== undefined && key.lastUsed >= oldest.lastUsed)) continue
+    const closed = PoolState.requestGate(config, state, key, request.model, now)
+    if (closed !== undefined && closed.breakableAt <= now) oldest = key
+  }
+  return oldest
+}
+
+/**
+ * Takes a retry token, or tells how long until there is one.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const spendToken = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  now: number
+): { readonly state: PoolState.PoolState; readonly waitMillis: number } => {
+  const earned = RetryPolicy.earn(state.rest.tokens, now, config.tokens, state.calls - state.rest.tokenCalls)
+  const spent = RetryPolicy.spend(earned, now, config.tokens)
+  const tokens = "wait" in spent ? earned : spent
+  return {
+    state: { ...state, rest: { ...state.rest, tokens, tokenCalls: state.calls } },
+    waitMillis: "wait" in spent ? spent.wait : 0
+  }
+}

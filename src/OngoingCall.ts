@@ -1,0 +1,130 @@
+/**
+ * What the attempts of one call share: its number, its limits in time, its trail.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import type * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as MutableRef from "effect/MutableRef"
+import * as Option from "effect/Option"
+import type * as CallOptions from "./CallOptions.js"
+import { attemptsIn, DeadlineExceeded, emptyTrail, isPoolError, type Trail } from "./KeymeshError.js"
+import * as PoolCore from "./PoolCore.js"
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface OngoingCall {
+  /** Its number, once it has one. */
+  readonly number: MutableRef.MutableRef<number>
+  readonly clock: Clock.Clock
+  readonly startedAt: number
+  readonly budgetMillis: number
+  readonly budgetEnd: number
+  readonly maxWaitMillis: number
+  readonly model: string | undefined
+  readonly replayable: boolean | "never"
+  readonly trail: MutableRef.MutableRef<Trail>
+}
+
+/**
+ * A call that begins now: `own` is what it says of itself, `given` what is said around it.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = (
+  { settings }: PoolCore.PoolCore,
+  given: CallOptions.Settings,
+  own: {
+    readonly model?: string | undefined
+    readonly replayable?: boolean | "never" | undefined
+    readonly trail?: MutableRef.MutableRef<Trail> | undefined
+  },
+  clock: Clock.Clock
+): OngoingCall => {
+  const now = PoolCore.nowOf(clock)
+  const budgetMillis = given.budget === undefined ? settings.budgetMillis : Duration.toMillis(given.budget)
+  return {
+    number: MutableRef.make(0),
+    clock,
+    startedAt: now,
+    budgetMillis,
+    budgetEnd: now + budgetMillis,
+    maxWaitMillis: (given.maxWait === undefined ? settings.maxWaitMillis : Duration.toMillis(given.maxWait)) ??
+      Infinity,
+    model: own.model ?? given.model,
+    replayable: own.replayable ?? given.replayable ?? true,
+    trail: own.trail ?? MutableRef.make(emptyTrail)
+  }
+}
+
+/**
+ * Until when a call may wait for a key, if it begins to wait at `now`.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const waitUntil = (call: OngoingCall, now: number): number => Math.min(call.budgetEnd, now + call.maxWaitMillis)
+
+/**
+ * Interrupts what runs for a call when its caller must have an answer.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const withDeadline = <A, E, R>(
+  { config, settings }: PoolCore.PoolCore,
+  effect: Effect.Effect<A, E, R>,
+  call: OngoingCall,
+  given: CallOptions.Settings
+): Effect.Effect<A, E | DeadlineExceeded, R> => {
+  const deadline = given.deadline === undefined ? settings.deadlineMillis : Duration.toMillis(given.deadline)
+  return deadline === undefined ? effect : Effect.timeoutFail(effect, {
+    duration: deadline,
+    onTimeout: () =>
+      new DeadlineExceeded({
+        pool: config.pool,
+        deadline: Duration.millis(deadline),
+        trail: MutableRef.get(call.trail)
+      })
+  })
+}
+
+/**
+ * Tells how a call ended, once per call.
+ *
+ * @since 0.1.0
+ * @category events
+ */
+export const ended = (
+  { config, telemetry }: PoolCore.PoolCore,
+  call: OngoingCall,
+  exit: Exit.Exit<unknown, unknown>
+): Effect.Effect<void> => {
+  const trail = MutableRef.get(call.trail)
+  const now = PoolCore.nowOf(call.clock)
+  return telemetry.publish([{
+    _tag: "call.end",
+    pool: config.pool,
+    at: now,
+    call: MutableRef.get(call.number),
+    ...(call.model === undefined ? {} : { model: call.model }),
+    outcome: endOf(exit, trail),
+    attempts: attemptsIn(trail),
+    durationMillis: now - call.startedAt,
+    trail
+  }])
+}
+
+/** How a call ended, in one word. */
+const endOf = (exit: Exit.Exit<unknown, unknown>, trail: Trail): string => {
+  if (Exit.isSuccess(exit)) return "success"
+  const error = Option.getOrUndefined(Cause.failureOption(exit.cause))
+  if (isPoolError(error)) return error._tag
+  return error === undefined ? "ignored" : trail.entries[trail.entries.length - 1]?.outcome ?? "ignored"
+}

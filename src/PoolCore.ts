@@ -1,0 +1,225 @@
+/**
+ * The shell around a pool's one Ref: the clock of its steps, and what becomes of what a step says. The rooms above turn
+ * calls, streams, controls and the store into steps on it.
+ *
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import { identity } from "effect/Function"
+import * as HashMap from "effect/HashMap"
+import * as Option from "effect/Option"
+import * as PubSub from "effect/PubSub"
+import * as Queue from "effect/Queue"
+import * as Ref from "effect/Ref"
+import type * as Scope from "effect/Scope"
+import * as CircuitEvents from "./CircuitEvents.js"
+import type * as Outcome from "./Outcome.js"
+import * as PoolKeys from "./PoolKeys.js"
+import type * as PoolSettings from "./PoolSettings.js"
+import * as PoolState from "./PoolState.js"
+import * as PoolStore from "./PoolStore.js"
+import * as Settling from "./Settling.js"
+import * as Telemetry from "./Telemetry.js"
+import * as WaitingLine from "./WaitingLine.js"
+
+/**
+ * What all parts of a running pool share; made once per pool.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface PoolCore {
+  readonly settings: PoolSettings.Resolved
+  /** That of `settings`: what the steps need to know. */
+  readonly config: PoolState.Config
+  readonly telemetry: Telemetry.Service
+  readonly store: PoolStore.Service
+  readonly state: Ref.Ref<PoolState.PoolState>
+  readonly startedAt: number
+  /** Says that what a snapshot shows has changed. */
+  readonly ticks: PubSub.PubSub<void>
+  readonly circuits: PubSub.PubSub<CircuitEvents.CircuitEvent>
+  /** Says that somebody waits, or that who waits may be served at another instant than before. */
+  readonly wake: Queue.Queue<void>
+  /** Says that there is something to save. */
+  readonly dirty: Queue.Queue<void>
+  /** Who waits until a retired key has left, by its id. */
+  readonly drains: Ref.Ref<HashMap.HashMap<string, Deferred.Deferred<void>>>
+}
+
+/**
+ * The core of a pool with these settings; nothing runs yet.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = (
+  settings: PoolSettings.Resolved
+): Effect.Effect<PoolCore, never, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore> =>
+  Effect.gen(function*() {
+    const { config } = settings
+    const telemetry = yield* Telemetry.Telemetry
+    const store = yield* PoolStore.PoolStore
+    const startedAt = yield* clockNow
+    const state = yield* Ref.make(PoolKeys.make(config, settings.keys, startedAt))
+    const ticks = yield* Effect.acquireRelease(PubSub.sliding<void>(1), PubSub.shutdown)
+    const circuits = yield* Effect.acquireRelease(
+      PubSub.sliding<CircuitEvents.CircuitEvent>(256),
+      PubSub.shutdown
+    )
+    const wake = yield* Queue.sliding<void>(1)
+    const dirty = yield* Queue.sliding<void>(1)
+    const drains = yield* Ref.make(HashMap.empty<string, Deferred.Deferred<void>>())
+    return { settings, config, telemetry, store, state, startedAt, ticks, circuits, wake, dirty, drains }
+  })
+
+// --------------------------------------------------------------------------------------------------------------- clock
+
+/**
+ * The pool's time: milliseconds that never run backwards, near to those since the epoch.
+ *
+ * @since 0.1.0
+ * @category clock
+ */
+export const nowOf = (clock: Clock.Clock): number => Number(clock.unsafeCurrentTimeNanos()) / 1e6
+
+/**
+ * The pool's time now.
+ *
+ * @since 0.1.0
+ * @category clock
+ */
+export const clockNow: Effect.Effect<number> = Effect.clockWith((clock) => Effect.succeed(nowOf(clock)))
+
+/**
+ * Timers of the platform overflow after 24.8 days; nobody sleeps longer than this, in milliseconds.
+ *
+ * @since 0.1.0
+ * @category clock
+ */
+export const longestSleep = 86_400_000
+
+// --------------------------------------------------------------------------------------------------------------- steps
+
+/**
+ * Makes a step that may change the state and tells something beside, and serves whoever can be served after it.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const modify = <A>(
+  core: PoolCore,
+  f: (state: PoolState.PoolState, now: number) => readonly [A, PoolState.Changed | undefined]
+): Effect.Effect<A> =>
+  Effect.uninterruptible(Effect.clockWith((clock) => {
+    const now = nowOf(clock)
+    return Effect.flatMap(
+      Ref.modify(core.state, (before): readonly [Effect.Effect<A>, PoolState.PoolState] => {
+        const [result, changed] = f(before, now)
+        if (changed === undefined) return [Effect.succeed(result), before]
+        const served = WaitingLine.thenDispatch(core.config, changed, now)
+        return [Effect.as(announce(core, before, served), result), served.state]
+      }),
+      identity
+    )
+  }))
+
+/**
+ * As `modify`, for a step that only changes the state; false if there was none.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const step = (
+  core: PoolCore,
+  f: (state: PoolState.PoolState, now: number) => PoolState.Changed | undefined
+): Effect.Effect<boolean> =>
+  modify(core, (before, now) => {
+    const changed = f(before, now)
+    return [changed !== undefined, changed]
+  })
+
+/**
+ * Takes in what a lease's attempt said; `extra` are the events of the attempt itself, which come first.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const settle = (
+  core: PoolCore,
+  record: PoolState.LeaseRecord,
+  clock: Clock.Clock,
+  outcome: Outcome.Outcome | undefined,
+  end: boolean,
+  random: number,
+  extra: (now: number) => ReadonlyArray<Telemetry.Unnumbered>
+): Effect.Effect<void> => {
+  const now = nowOf(clock)
+  return Effect.flatMap(
+    Ref.modify(core.state, (before): readonly [Effect.Effect<void> | undefined, PoolState.PoolState] => {
+      const changed = Settling.settle(core.config, before, record, outcome, end, now, random)
+      // Nothing but the key's own numbers: the usual case.
+      if (changed.state.rest === before.rest && before.rest.waiting === 0 && changed.events.length === 0) {
+        return [undefined, changed.state]
+      }
+      const served = WaitingLine.thenDispatch(core.config, changed, now)
+      return [
+        Effect.suspend(() => announce(core, before, { ...served, events: [...extra(now), ...served.events] })),
+        served.state
+      ]
+    }),
+    (announced) => {
+      if (announced !== undefined) return announced
+      const events = extra(now)
+      return events.length === 0 ? Effect.void : core.telemetry.publish(events)
+    }
+  )
+}
+
+// ------------------------------------------------------------------------------------------------------ what they say
+
+/**
+ * Publishes what a step says, answers those it served, and wakes whoever must look again. `before` is the state before
+ * the step; without it something has changed.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const announce = (
+  core: PoolCore,
+  before: PoolState.PoolState | undefined,
+  { answers, events, state: after }: WaitingLine.Dispatched
+): Effect.Effect<void> => {
+  let effect: Effect.Effect<void> = Effect.void
+  for (const answer of answers) {
+    const lease = answer._tag === "Granted" ? answer.lease : undefined
+    effect = Effect.zipRight(effect, Deferred.succeed(answer.waiter.answer, lease))
+  }
+  if (events.length > 0) effect = Effect.zipRight(effect, core.telemetry.publish(events))
+  for (const event of events) {
+    if (CircuitEvents.isCircuitEvent(event)) effect = Effect.zipRight(effect, tell(core.circuits, event))
+    if (event._tag === "key.removed") effect = Effect.zipRight(effect, drained(core, event.keyId))
+  }
+  if (before === undefined || PoolState.hasMoved(before, after) || events.some((event) => event._tag === "key.added")) {
+    effect = Effect.zipRight(effect, Effect.zipRight(tell(core.ticks, undefined), Queue.offer(core.dirty, undefined)))
+  }
+  return after.rest.waiting > 0 ? Effect.zipRight(effect, Queue.offer(core.wake, undefined)) : effect
+}
+
+/**
+ * Tells those who wait for a key's end that they need wait no longer.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const drained = (core: PoolCore, id: string): Effect.Effect<void> =>
+  Effect.flatMap(
+    Ref.modify(core.drains, (map) => [HashMap.get(map, id), HashMap.remove(map, id)] as const),
+    Option.match({ onNone: () => Effect.void, onSome: (done) => Effect.asVoid(Deferred.succeed(done, undefined)) })
+  )
+
+/** Publishes, unless nobody can be told any more: a PubSub that is shut down would interrupt whoever publishes. */
+const tell = <A>(hub: PubSub.PubSub<A>, message: A): Effect.Effect<void> =>
+  Effect.flatMap(PubSub.isShutdown(hub), (down) => down ? Effect.void : Effect.asVoid(PubSub.publish(hub, message)))

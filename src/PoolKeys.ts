@@ -1,0 +1,194 @@
+/**
+ * Which keys are in the pool, and what is done to them by hand: join, change, reset, leave.
+ *
+ * @since 0.1.0
+ */
+import * as HashMap from "effect/HashMap"
+import type * as ApiKey from "./ApiKey.js"
+import * as Benches from "./Benches.js"
+import * as CircuitBreaker from "./CircuitBreaker.js"
+import * as CircuitEvents from "./CircuitEvents.js"
+import * as KeyState from "./KeyState.js"
+import * as Places from "./Places.js"
+import * as PoolState from "./PoolState.js"
+import type * as Telemetry from "./Telemetry.js"
+
+/**
+ * A pool of these keys. Their ids must differ.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = (config: PoolState.Config, keys: ReadonlyArray<ApiKey.ApiKey>, now: number): PoolState.PoolState =>
+  keys.reduce((state, key) => addKey(config, state, key, now), PoolState.empty(config, now))
+
+/**
+ * Adds a key; one that is there already gets the new attributes, keeps what is remembered of it, and is no longer
+ * retired.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const addKey = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: ApiKey.ApiKey,
+  now: number
+): PoolState.PoolState => {
+  const present = PoolState.find(state, key.id)
+  if (present !== undefined) {
+    const { label, order, weight } = key
+    const left = present.key.quotaGroup === key.quotaGroup ? state : leaveGroup(state, present)
+    const joined = present.key.quotaGroup === key.quotaGroup ? left : joinGroup(left, key, present.slot)
+    return Places.place(config, restrict(joined, key), { ...present, key, label, order, weight, retiring: false }, now)
+  }
+  const slot = state.rest.free[state.rest.free.length - 1] ?? state.slots.size
+  const rest: PoolState.Rest = {
+    ...state.rest,
+    ids: HashMap.set(state.rest.ids, key.id, slot),
+    free: state.rest.free.slice(0, -1)
+  }
+  return Places.place(config, restrict(joinGroup({ ...state, rest }, key, slot), key), KeyState.make(key, slot), now)
+}
+
+const restrict = (state: PoolState.PoolState, key: ApiKey.ApiKey): PoolState.PoolState =>
+  key.models === undefined || state.rest.restricted ? state : { ...state, rest: { ...state.rest, restricted: true } }
+
+const joinGroup = (state: PoolState.PoolState, key: ApiKey.ApiKey, slot: number): PoolState.PoolState => {
+  if (key.quotaGroup === undefined) return state
+  const group = HashMap.get(state.rest.groups, key.quotaGroup)
+  const joined: PoolState.Group = group._tag === "None"
+    ? { members: [slot], bench: undefined }
+    : { ...group.value, members: [...group.value.members, slot] }
+  return { ...state, rest: { ...state.rest, groups: HashMap.set(state.rest.groups, key.quotaGroup, joined) } }
+}
+
+/**
+ * Changes one key by hand; `undefined` when there is none of that id.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const updateKey = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  id: string,
+  f: (key: KeyState.KeyState) => KeyState.KeyState,
+  now: number
+): PoolState.Changed | undefined => {
+  const key = PoolState.find(state, id)
+  if (key === undefined) return undefined
+  const after = f(key)
+  const placed = after === key ? state : Places.place(config, state, after, now)
+  return leaving(config, placed, after, now, CircuitEvents.between(config.pool, key, after, now))
+}
+
+/**
+ * Forgets everything that is held against a key: its breaker, its cooldowns, and those of its group.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const resetKey = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  id: string,
+  now: number
+): PoolState.Changed | undefined => {
+  const key = PoolState.find(state, id)
+  if (key === undefined) return undefined
+  const after: KeyState.KeyState = {
+    ...key,
+    breaker: CircuitBreaker.reset(key.breaker),
+    bench: undefined,
+    ramp: undefined
+  }
+  let next = Benches.withGroup(state, key, undefined)
+  for (const model of HashMap.keys(state.rest.models)) next = Benches.mapModel(next, key, model, () => undefined)
+  next = Places.placeGroup(config, Places.place(config, next, after, now), key.key.quotaGroup, now)
+  return { state: next, events: CircuitEvents.between(config.pool, key, after, now) }
+}
+
+/**
+ * Puts a group on the bench; nothing when no key is of it.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const benchGroup = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  group: string,
+  bench: KeyState.Bench,
+  now: number
+): PoolState.PoolState => {
+  const found = HashMap.get(state.rest.groups, group)
+  if (found._tag === "None") return state
+  const groups = HashMap.set(state.rest.groups, group, { ...found.value, bench })
+  return Places.placeGroup(config, { ...state, rest: { ...state.rest, groups } }, group, now)
+}
+
+/**
+ * Puts a key (by id) or a group on the bench for one model; nothing when it is not in the pool.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const benchModel = (
+  state: PoolState.PoolState,
+  scope: "key" | "group",
+  of: string,
+  model: string,
+  bench: KeyState.Bench,
+  now: number
+): PoolState.PoolState => {
+  const key = scope === "key"
+    ? PoolState.find(state, of)
+    : PoolState.keys(state).find((key) => key.key.quotaGroup === of)
+  return key === undefined ? state : Benches.imposeOnModel(state, key, scope, model, bench, now)
+}
+
+/**
+ * Ends a step that may have been a key's last: a retired key without an attempt in flight leaves.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const leaving = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  now: number,
+  events: ReadonlyArray<Telemetry.Unnumbered>
+): PoolState.Changed =>
+  key.retiring && key.inFlight === 0
+    ? {
+      state: removeKey(state, key),
+      events: [...events, { _tag: "key.removed", pool: config.pool, at: now, keyId: key.id, label: key.label }]
+    }
+    : { state, events }
+
+/** Takes a key out for good; its slot may be used again. */
+const removeKey = (before: PoolState.PoolState, key: KeyState.KeyState): PoolState.PoolState => {
+  const state = Benches.forgetKey(Places.remove(leaveGroup(before, key), key.slot), key.slot)
+  return {
+    ...state,
+    rest: {
+      ...state.rest,
+      ids: HashMap.remove(state.rest.ids, key.id),
+      free: [...state.rest.free, key.slot]
+    }
+  }
+}
+
+const leaveGroup = (state: PoolState.PoolState, key: KeyState.KeyState): PoolState.PoolState => {
+  const name = key.key.quotaGroup
+  const group = name === undefined ? undefined : HashMap.get(state.rest.groups, name)
+  if (name === undefined || group?._tag !== "Some") return state
+  const members = group.value.members.filter((slot) => slot !== key.slot)
+  // What is known of a group outlives its keys: one of them may come back.
+  const groups = members.length === 0 && group.value.bench === undefined
+    ? HashMap.remove(state.rest.groups, name)
+    : HashMap.set(state.rest.groups, name, { ...group.value, members })
+  return { ...state, rest: { ...state.rest, groups } }
+}

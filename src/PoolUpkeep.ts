@@ -1,0 +1,135 @@
+/**
+ * What a pool does by itself: it takes up what a store kept, wakes those who wait, and saves what has changed.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Queue from "effect/Queue"
+import * as Ref from "effect/Ref"
+import type * as Scope from "effect/Scope"
+import type * as ApiKey from "./ApiKey.js"
+import * as PoolCore from "./PoolCore.js"
+import * as PoolRecord from "./PoolRecord.js"
+import * as PoolState from "./PoolState.js"
+import * as PoolStore from "./PoolStore.js"
+import type * as Telemetry from "./Telemetry.js"
+import * as WaitingLine from "./WaitingLine.js"
+
+/**
+ * Loads what the store knows, tells of the keys, and starts the pool's two fibers; when the scope closes, the pool
+ * closes and is saved once more.
+ *
+ * @since 0.1.0
+ * @category fibers
+ */
+export const start = (core: PoolCore.PoolCore): Effect.Effect<void, never, Scope.Scope> =>
+  Effect.gen(function*() {
+    const { keys, duplicates } = core.settings
+    const scope = yield* Effect.scope
+    const storeWorks = yield* Ref.make(true)
+    yield* tolerate(core, storeWorks, load(core))
+    yield* core.telemetry.publish([
+      ...keys.map((key) => joined(core, key, false)),
+      ...duplicates.map((key) => joined(core, key, true))
+    ])
+    yield* Effect.forkIn(Effect.interruptible(waker(core)), scope)
+    yield* Effect.forkIn(Effect.interruptible(saver(core, storeWorks)), scope)
+    yield* Effect.addFinalizer(() =>
+      Effect.zipRight(
+        PoolCore.step(core, (before) => ({
+          state: { ...before, rest: { ...before.rest, closed: true } },
+          events: PoolState.noEvents
+        })),
+        tolerate(core, storeWorks, save(core))
+      )
+    )
+  })
+
+const joined = (core: PoolCore.PoolCore, key: ApiKey.ApiKey, duplicate: boolean): Telemetry.Unnumbered => ({
+  _tag: "key.added",
+  pool: core.config.pool,
+  at: core.startedAt,
+  keyId: key.id,
+  label: key.label,
+  duplicate
+})
+
+/** Looks at the queue again at each instant at which somebody in it may be served, or gives up. */
+const waker = (core: PoolCore.PoolCore) =>
+  Effect.forever(Effect.gen(function*() {
+    const now = yield* PoolCore.clockNow
+    const at = WaitingLine.nextWake(core.config, yield* Ref.get(core.state), now)
+    if (at === Infinity) return yield* Queue.take(core.wake)
+    const due = Effect.as(Effect.sleep(Math.min(Math.max(1, Math.ceil(at - now)), PoolCore.longestSleep)), true)
+    const slept = yield* Effect.raceFirst(due, Effect.as(Queue.take(core.wake), false))
+    if (slept) yield* PoolCore.step(core, (state) => ({ state, events: PoolState.noEvents }))
+  }))
+
+// --------------------------------------------------------------------------------------------------------------- store
+
+const saver = (core: PoolCore.PoolCore, storeWorks: Ref.Ref<boolean>) =>
+  Effect.forever(Effect.gen(function*() {
+    yield* Queue.take(core.dirty)
+    // Changes gather for a moment, so that a storm of them is one record.
+    yield* Effect.sleep(saveMillis)
+    while (!(yield* tolerate(core, storeWorks, save(core)))) yield* Effect.sleep(saveAgainMillis)
+  }))
+
+const load = ({ config, state, store }: PoolCore.PoolCore) =>
+  Effect.gen(function*() {
+    const found = yield* store.load(config.pool)
+    if (Option.isNone(found)) return
+    const now = yield* PoolCore.clockNow
+    const offset = yield* wallOffset
+    yield* Ref.update(state, (before) => PoolRecord.restore(config, before, found.value, now, offset))
+  })
+
+const save = ({ config, state, store }: PoolCore.PoolCore) =>
+  Effect.gen(function*() {
+    const now = yield* PoolCore.clockNow
+    const offset = yield* wallOffset
+    yield* store.save(config.pool, PoolRecord.fromState(yield* Ref.get(state), now, offset))
+  })
+
+const wallOffset = Effect.clockWith((clock) => Effect.succeed(clock.unsafeCurrentTimeMillis() - PoolCore.nowOf(clock)))
+
+/** The store never fails nor holds up the pool: what goes wrong there is told, and the pool goes on. */
+const tolerate = (
+  core: PoolCore.PoolCore,
+  storeWorks: Ref.Ref<boolean>,
+  effect: Effect.Effect<void, PoolStore.StoreError>
+): Effect.Effect<boolean> =>
+  effect.pipe(
+    // Also where nothing else is interruptible, at the pool's end.
+    Effect.interruptible,
+    Effect.disconnect,
+    Effect.interruptible,
+    Effect.timeoutFail({ duration: storeMillis, onTimeout: () => tooSlow }),
+    Effect.zipRight(Ref.set(storeWorks, true)),
+    Effect.as(true),
+    Effect.catchAllCause((cause) => {
+      const error = Option.getOrUndefined(Cause.failureOption(cause))
+      return Effect.as(
+        degraded(core, storeWorks, error === undefined ? "it failed unexpectedly" : error.message),
+        false
+      )
+    })
+  )
+
+/** Told once, until it works again. */
+const degraded = ({ config, telemetry }: PoolCore.PoolCore, storeWorks: Ref.Ref<boolean>, problem: string) =>
+  Effect.flatMap(Ref.getAndSet(storeWorks, false), (worked) =>
+    worked
+      ? Effect.flatMap(PoolCore.clockNow, (at) =>
+        telemetry.publish([{ _tag: "store.degraded", pool: config.pool, at, problem }]))
+      : Effect.void)
+
+const tooSlow = new PoolStore.StoreError({ problem: "unreachable", detail: "it did not answer in time" })
+
+/** How long the store may take for one record, and how long changes gather before they are saved. */
+const storeMillis = 1_000
+const saveMillis = 1_000
+/** How long after a failure it is tried again. */
+const saveAgainMillis = 10_000

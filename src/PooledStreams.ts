@@ -1,0 +1,109 @@
+/**
+ * A stream as one call: until it commits, what fails is tried again; from then on it belongs to the caller.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as MutableRef from "effect/MutableRef"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as Calls from "./Calls.js"
+import type { HeldLease, Lease } from "./HeldLease.js"
+import type { PoolError } from "./KeymeshError.js"
+import * as OpenedStream from "./OpenedStream.js"
+import * as Outcome from "./Outcome.js"
+import * as PoolCore from "./PoolCore.js"
+
+/**
+ * What `stream` may be told of a call.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StreamOptions<A, E> {
+  /** What a failure means (default: `Outcome.fromCause`). */
+  readonly classify?: ((cause: Cause.Cause<E>) => Outcome.Outcome) | undefined
+  /**
+   * From which element on the stream belongs to the caller (default: from the first). Elements before it are held back,
+   * at most 64 or for 5 seconds; a failure among them is retried with another key and never seen.
+   */
+  readonly commits?: ((a: A) => boolean) | undefined
+  readonly model?: string | undefined
+  readonly replayable?: boolean | "never" | undefined
+}
+
+/**
+ * One call that gives a stream; its lease is held until the stream ends, is interrupted, or goes unread for too long.
+ *
+ * @since 0.1.0
+ * @category calls
+ */
+export const stream = <A, E, R>(
+  core: PoolCore.PoolCore,
+  use: (lease: Lease) => Stream.Stream<A, E, R>,
+  options: StreamOptions<A, E>
+): Stream.Stream<A, E | PoolError, R> => {
+  const classify = options.classify ?? Outcome.fromCause
+  return Stream.unwrapScoped(Effect.gen(function*() {
+    // Before the call: whenever it is interrupted, what it has opened is closed.
+    const kept = MutableRef.make<Opened<A, E, R> | undefined>(undefined)
+    yield* Effect.addFinalizer((exit) =>
+      Effect.suspend(() => {
+        const opened = MutableRef.get(kept)
+        return opened === undefined
+          ? Effect.void
+          : Effect.ensuring(Scope.close(opened.scope, exit), opened.lease.end)
+      })
+    )
+    const open = (lease: HeldLease) =>
+      Effect.map(
+        OpenedStream.open(
+          use(lease),
+          options.commits ?? always,
+          holdLimits,
+          (opened) => MutableRef.set(kept, { ...opened, lease })
+        ),
+        (opened): Opened<A, E, R> => ({ ...opened, lease })
+      )
+    const opened = yield* Calls.run(core, open, {
+      hold: true,
+      model: options.model,
+      replayable: options.replayable,
+      classify: (exit) =>
+        Exit.isSuccess(exit) ? Outcome.success : Cause.isInterruptedOnly(exit.cause)
+          ? Outcome.ignored
+          : classify(exit.cause)
+    })
+    const idleSince = MutableRef.make<number | undefined>(yield* PoolCore.clockNow)
+    yield* Effect.forkScoped(opened.lease.endWhenIdle(() => MutableRef.get(idleSince)))
+    const pull = Effect.suspend(() => {
+      MutableRef.set(idleSince, undefined)
+      return opened.pull.pipe(
+        Effect.tapErrorCause((cause) =>
+          Option.match(Cause.failureOption(cause), {
+            onNone: () => Effect.void,
+            onSome: Option.match({
+              onNone: () => opened.lease.end,
+              onSome: (error) => Effect.uninterruptible(opened.lease.say(classify(Cause.fail(error)), true))
+            })
+          })
+        ),
+        Effect.ensuring(Effect.map(PoolCore.clockNow, (now) => MutableRef.set(idleSince, now)))
+      )
+    })
+    return Stream.concat(Stream.fromChunk(opened.held), Stream.fromPull(Effect.succeed(pull)))
+  }))
+}
+
+/** An opened stream and its lease. */
+interface Opened<A, E, R> extends OpenedStream.OpenedStream<A, E, R> {
+  readonly lease: HeldLease
+}
+
+const always = () => true
+
+/** How much of a stream is held back before its first committing element. */
+const holdLimits: OpenedStream.Limits = { elements: 64, millis: 5_000 }

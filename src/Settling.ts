@@ -1,0 +1,235 @@
+/**
+ * What the pool takes in of an attempt: its outcome, and the end of its lease.
+ *
+ * @since 0.1.0
+ */
+import * as HashMap from "effect/HashMap"
+import * as Benches from "./Benches.js"
+import * as CircuitBreaker from "./CircuitBreaker.js"
+import * as CircuitEvents from "./CircuitEvents.js"
+import * as Cooldowns from "./Cooldowns.js"
+import * as Fault from "./Fault.js"
+import * as KeyState from "./KeyState.js"
+import type * as Outcome from "./Outcome.js"
+import * as Places from "./Places.js"
+import * as PoolKeys from "./PoolKeys.js"
+import * as PoolState from "./PoolState.js"
+import * as SlotMap from "./SlotMap.js"
+import type * as Telemetry from "./Telemetry.js"
+
+/**
+ * Takes in what a lease's attempt said (`outcome`), and gives the key back (`end`). `random` is a uniform number in
+ * [0, 1), for the jitter of guessed waits.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const settle = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  lease: PoolState.LeaseRecord,
+  outcome: Outcome.Outcome | undefined,
+  end: boolean,
+  now: number,
+  random: number
+): PoolState.Changed => {
+  const key = SlotMap.get(state.slots, lease.slot)
+  // Nothing of a lease outlives its key, whoever has the slot now.
+  if (key === undefined || key.id !== lease.key.id) return { state, events: PoolState.noEvents }
+  const given = end ? { ...key, inFlight: key.inFlight - 1 } : key
+  switch (outcome?._tag) {
+    case undefined: {
+      const eligible = KeyState.isPlain(given) && given.gatedUntil === undefined
+      return PoolKeys.leaving(
+        config,
+        eligible ? Places.touch(state, given) : Places.place(config, state, given, now),
+        given,
+        now,
+        PoolState.noEvents
+      )
+    }
+    case "Success":
+      return succeeded(config, state, key, given, lease, now)
+    case "Ignored":
+      return ignored(config, state, given, lease, now)
+    case "Fault":
+      return faulted(config, state, key, given, lease, outcome.fault, now, random)
+  }
+}
+
+const succeeded = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  before: KeyState.KeyState,
+  key: KeyState.KeyState,
+  lease: PoolState.LeaseRecord,
+  now: number
+): PoolState.Changed => {
+  const breaker = record(config, key.breaker, lease, "success", now)
+  const group = PoolState.groupBench(state, key)
+  const successes = key.successes + 1
+  const model = lease.model !== undefined && PoolState.hasModels(state)
+  if (KeyState.isPlain(key) && group === undefined && breaker._tag === "Closed" && !model) {
+    return { state: Places.touch(state, { ...key, successes, breaker }), events: PoolState.noEvents }
+  }
+  const bench = KeyState.lift(key.bench, lease, now)
+  const lifted = KeyState.lift(group, lease, now)
+  const closes = key.breaker._tag !== "Closed" && breaker._tag === "Closed"
+  const groupBack = isGuessLifted(group, lifted)
+  const ofModel = lease.model === undefined ? [] : Benches.ofModel(state, key, lease.model)
+  const modelBack = ofModel.some((bench) => isGuessLifted(bench, KeyState.lift(bench, lease, now)))
+  const ramp = closes || groupBack || modelBack || isGuessLifted(key.bench, bench)
+    ? { since: now, successes: 0 }
+    : key.ramp === undefined || now >= key.ramp.since + config.rampMillis
+    ? undefined
+    : { ...key.ramp, successes: key.ramp.successes + 1 }
+  const after: KeyState.KeyState = { ...key, successes, breaker, bench, ramp }
+  let next = Benches.withGroup(state, key, lifted)
+  next = Benches.mapModel(next, key, lease.model, (bench) => KeyState.lift(bench, lease, now))
+  next = Places.place(config, next, after, now)
+  if (lifted !== group) {
+    // The whole group comes back: each of its keys slowly, or they were a herd together.
+    const slowly = (key: KeyState.KeyState) => groupBack ? { ...key, ramp: { since: now, successes: 0 } } : key
+    next = Places.placeGroup(config, next, key.key.quotaGroup, now, slowly)
+  }
+  return PoolKeys.leaving(config, next, after, now, CircuitEvents.between(config.pool, before, after, now))
+}
+
+/** Whether a guess about a key has just turned out to be over. */
+const isGuessLifted = (before: KeyState.Bench | undefined, after: KeyState.Bench | undefined): boolean =>
+  before !== undefined && after === undefined && KeyState.needsTrial(before)
+
+const ignored = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  lease: PoolState.LeaseRecord,
+  now: number
+): PoolState.Changed => {
+  const after: KeyState.KeyState = {
+    ...key,
+    ignored: key.ignored + 1,
+    breaker: record(config, key.breaker, lease, "ignored", now),
+    bench: KeyState.freeTrial(key.bench, lease.id)
+  }
+  const group = PoolState.groupBench(state, key)
+  const freed = KeyState.freeTrial(group, lease.id)
+  let next = Benches.withGroup(state, key, freed)
+  next = Benches.mapModel(next, key, lease.model, (bench) => KeyState.freeTrial(bench, lease.id))
+  next = Places.place(config, next, after, now)
+  if (freed !== group) next = Places.placeGroup(config, next, key.key.quotaGroup, now)
+  return PoolKeys.leaving(config, next, after, now, PoolState.noEvents)
+}
+
+const faulted = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  before: KeyState.KeyState,
+  key: KeyState.KeyState,
+  lease: PoolState.LeaseRecord,
+  fault: Fault.Fault,
+  now: number,
+  random: number
+): PoolState.Changed => {
+  const target = Cooldowns.targetOf(key, lease.model, fault)
+  const current = target === undefined ? undefined : Benches.at(state, key, target)
+  const imposed = target === undefined
+    ? undefined
+    : Cooldowns.impose(config.cooldowns, current, fault, { stamp: state.leases, lease: lease.id, random, now })
+  // Calls that were in flight when the cooldown began bring old news.
+  const fresh = current === undefined || lease.id > current.stamp
+  const counts = countsOnBreaker(fault) || (fault.kind === "RateLimited" && imposed?.provenance === "guessed" && fresh)
+  const alive = fault.kind !== "ServerError" && fault.kind !== "Timeout" && fault.kind !== "Network" &&
+    fault.kind !== "Overloaded"
+  const outcome = lease.probe && alive ? "alive" : counts ? "failure" : "alive"
+  const breaker = record(config, key.breaker, lease, outcome, now, () => evidence(config, state, key, now))
+  let after: KeyState.KeyState = {
+    ...key,
+    faults: key.faults + 1,
+    breaker,
+    bench: KeyState.freeTrial(key.bench, lease.id),
+    // A request that is wrong by itself says nothing against the key's slow return.
+    ramp: imposed === undefined && outcome === "alive" ? key.ramp : undefined
+  }
+  if (target?.scope === "key" && target.model === undefined && imposed !== undefined) {
+    after = { ...after, bench: imposed }
+  }
+  const group = PoolState.groupBench(state, key)
+  const groupAfter = target?.scope === "group" && target.model === undefined && imposed !== undefined
+    ? imposed
+    : KeyState.freeTrial(group, lease.id)
+  let next = Benches.withGroup(state, key, groupAfter)
+  next = Benches.mapModel(next, key, lease.model, (bench) => KeyState.freeTrial(bench, lease.id))
+  if (target?.model !== undefined && imposed !== undefined) {
+    next = Benches.imposeOnModel(next, key, target.scope, target.model, imposed, now)
+  }
+  next = Places.place(config, next, after, now)
+  if (groupAfter !== group) next = Places.placeGroup(config, next, key.key.quotaGroup, now)
+  // The floor goes by what is known: a guess of this moment is not broken in the next.
+  const opened = before.breaker._tag !== "Open" && after.breaker._tag === "Open"
+  if (opened || imposed?.provenance === "guessed") next = { ...next, rest: { ...next.rest, floorAt: now } }
+  const events: Array<Telemetry.Unnumbered> = [...CircuitEvents.between(config.pool, before, after, now)]
+  if (target !== undefined && imposed !== undefined) {
+    events.push({
+      _tag: "key.cooldown",
+      pool: config.pool,
+      at: now,
+      keyId: key.id,
+      label: key.label,
+      scope: target.scope,
+      kind: fault.kind,
+      provenance: imposed.provenance,
+      until: imposed.until,
+      ...(target.model === undefined ? {} : { model: target.model }),
+      ...(target.scope === "group" && key.key.quotaGroup !== undefined ? { group: key.key.quotaGroup } : {})
+    })
+  }
+  return PoolKeys.leaving(config, next, after, now, events)
+}
+
+/** Provider faults count against the key as long as nothing says that its siblings have them too. */
+const countsOnBreaker = Fault.isProviderFault
+
+const record = (
+  config: PoolState.Config,
+  breaker: CircuitBreaker.State,
+  lease: PoolState.LeaseRecord,
+  outcome: CircuitBreaker.Outcome,
+  now: number,
+  evidence?: () => CircuitBreaker.Evidence
+): CircuitBreaker.State => {
+  // The floor broke an open breaker on purpose: its success is as good as a probe's, its failure says nothing new.
+  if (lease.floor && breaker._tag === "Open" && breaker.generation === lease.generation) {
+    return outcome === "success" && Number.isFinite(breaker.until) ? CircuitBreaker.reset(breaker) : breaker
+  }
+  const admission = { generation: lease.generation, leaseId: lease.id, probe: lease.probe }
+  return CircuitBreaker.record(config.breaker, breaker, now, admission, outcome, evidence?.())
+}
+
+/** What the other keys say about a failure of this one. */
+const evidence = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  now: number
+): CircuitBreaker.Evidence => {
+  const size = HashMap.size(state.rest.ids)
+  // From 4 keys on, guesses may take out at most half of them.
+  const mayOpen = size < 4 || state.rest.breakersOpen + 1 <= size / 2
+  const rate = config.breaker.rate
+  if (rate === undefined || key.breaker._tag !== "Closed") return { mayOpen }
+  const own = CircuitBreaker.counts(key.breaker, now, rate.windowMillis)
+  // The siblings are only asked when the key's own outcomes would trip it.
+  if (own.calls + 1 < rate.minimumCalls || (own.faults + 1) < rate.faults * (own.calls + 1)) {
+    return { mayOpen, siblings: { calls: 0, faults: 0 } }
+  }
+  let calls = 0
+  let faults = 0
+  for (const sibling of SlotMap.values(state.slots)) {
+    if (sibling.slot === key.slot || sibling.breaker._tag !== "Closed") continue
+    const counts = CircuitBreaker.counts(sibling.breaker, now, rate.windowMillis)
+    calls += counts.calls
+    faults += counts.faults
+  }
+  return { mayOpen, siblings: { calls, faults } }
+}
