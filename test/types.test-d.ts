@@ -239,6 +239,7 @@ describe("telemetry", () => {
     expectTypeOf(Telemetry.layerForEach(() => Effect.addFinalizer(() => Effect.void))).toEqualTypeOf<
       Layer.Layer<never, never, Telemetry.Telemetry>
     >()
+    // @effect-diagnostics-next-line *:off
     // @ts-expect-error a handler that fails
     void Telemetry.layerForEach(() => Effect.fail("x"))
     expectTypeOf(Telemetry.stream).toEqualTypeOf<Stream.Stream<Telemetry.Event, never, Telemetry.Telemetry>>()
