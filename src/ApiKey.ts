@@ -44,7 +44,7 @@ export interface ApiKey {
   readonly secret: Redacted.Redacted
   /** Relative share for the `weighted` strategy (default 1). */
   readonly weight: number
-  /** Position for `sequential` (default: as given). */
+  /** Position for `sequential-then-rotate` (default: as given). */
   readonly order: number
   /** Keys with the same group share one limit at the provider. */
   readonly quotaGroup: string | undefined

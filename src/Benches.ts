@@ -175,4 +175,4 @@ const forgetModels = (state: PoolState.PoolState, now: number): PoolState.PoolSt
 }
 
 /** How long the end of a guessed wait for one model is remembered, if nobody asks for the model. */
-const rememberedMillis = 600_000
+const rememberedMillis = 86_400_000

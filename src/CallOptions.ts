@@ -6,7 +6,12 @@
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import { dual } from "effect/Function"
+import * as Predicate from "effect/Predicate"
+import type { ConfigurationError } from "./KeymeshError.js"
+import * as PoolSettings from "./PoolSettings.js"
+import * as Checks from "./Settings.js"
 
 /**
  * What can be said of one call; each wins over the pool's own setting.
@@ -15,9 +20,12 @@ import { dual } from "effect/Function"
  * @category models
  */
 export interface Settings {
-  /** When the caller must have an answer, from the start of the call: then it is interrupted (default: none). */
+  /**
+   * When the caller must have an answer, from the start of the call: then it is interrupted. At most 24.8 days;
+   * `Infinity` is none (default: the pool's).
+   */
   readonly deadline?: Duration.DurationInput | undefined
-  /** How long the call may keep starting attempts and waits (default: the pool's). */
+  /** How long the call may keep starting attempts and waits (default: the pool's; `Infinity` is no bound). */
   readonly budget?: Duration.DurationInput | undefined
   /** How long it may wait for a key; 0 fails at once when no key is free (default: the budget). */
   readonly maxWait?: Duration.DurationInput | undefined
@@ -38,7 +46,10 @@ export class CallOptions extends Context.Reference<CallOptions>()("effect-keymes
 }) {}
 
 /**
- * Gives settings to the calls of an effect; those given further out hold where these say nothing.
+ * Gives settings to the calls of an effect; those given further out hold where these say nothing, or say `undefined`.
+ *
+ * A setting that is unknown, of the wrong type or no usable duration is a mistake in the program: the effect dies of a
+ * `ConfigurationError` that names the field, and nothing inside has begun.
  *
  * @example
  * ```ts
@@ -59,14 +70,12 @@ export const withOptions: {
 } = dual(
   2,
   <A, E, R>(self: Effect.Effect<A, E, R>, settings: Settings): Effect.Effect<A, E, R> =>
-    Effect.flatMap(CallOptions, (outer) => {
-      const said = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined))
-      return Effect.provideService(self, CallOptions, { ...outer, ...said })
-    })
+    Effect.suspend(() => Either.match(check(settings), { onLeft: Effect.die, onRight: () => inside(self, settings) }))
 )
 
 /**
  * When the caller must have an answer. Past it, the call fails with `DeadlineExceeded` and its attempt is interrupted.
+ * `Infinity` lifts the deadline that a pool has. What is no usable duration is a defect, as with `withOptions`.
  *
  * @since 0.1.0
  * @category combinators
@@ -77,5 +86,36 @@ export const withDeadline: {
 } = dual(
   2,
   <A, E, R>(self: Effect.Effect<A, E, R>, deadline: Duration.DurationInput): Effect.Effect<A, E, R> =>
-    withOptions(self, { deadline })
+    Effect.suspend(() =>
+      Either.match(PoolSettings.deadline(deadline, "deadline"), {
+        onLeft: Effect.die,
+        onRight: () => inside(self, { deadline })
+      })
+    )
 )
+
+const inside = <A, E, R>(self: Effect.Effect<A, E, R>, settings: Settings): Effect.Effect<A, E, R> =>
+  Effect.flatMap(CallOptions, (outer) => {
+    const said = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined))
+    return Effect.provideService(self, CallOptions, { ...outer, ...said })
+  })
+
+/** The check of each setting, by its name. */
+const checks: { readonly [Name in keyof Settings]-?: (value: unknown, path: string) => Checks.Checked<unknown> } = {
+  deadline: PoolSettings.deadline,
+  budget: Checks.millis,
+  maxWait: Checks.millis,
+  model: Checks.text,
+  replayable: (value, path) =>
+    Predicate.isBoolean(value) ? Either.right(value) : Checks.refuse(path, "must be true or false")
+}
+
+const check = (settings: Settings): Either.Either<void, ConfigurationError> =>
+  Either.gen(function*() {
+    if (!Predicate.isRecord(settings)) return yield* Checks.refuse("options", "must be an object")
+    yield* Checks.refuseUnknown(settings, Object.keys(checks), "")
+    for (const [name, checked] of Object.entries(checks)) {
+      const value: unknown = settings[name]
+      if (value !== undefined) yield* checked(value, name)
+    }
+  })

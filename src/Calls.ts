@@ -149,8 +149,8 @@ const first = <A, E, R>(
       }),
       (leased) => {
         if (leased?.lease !== undefined) {
-          const { events, lease, state } = leased
-          return events.length === 0
+          const { events, lease, reopened, state } = leased
+          return events.length === 0 && reopened !== true
             ? go(lease)
             : Effect.zipRight(PoolCore.announce(core, undefined, { events, state, answers: noAnswers }), go(lease))
         }
@@ -261,12 +261,14 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
 
   const denied = (reason: "time" | "tokens") =>
     telemetry.publish([{ _tag: "budget.denied", pool: config.pool, at: PoolCore.nowOf(clock), call: number, reason }])
-  const outOfBudget = () =>
+  /** The budget of the call is spent, or one that the retry policy has of its own. */
+  const outOfBudget = (of: "call" | "policy") =>
     Effect.zipRight(
       denied("time"),
       new BudgetExceeded({
         pool: config.pool,
-        budget: Duration.millis(call.budgetMillis),
+        of,
+        budget: Duration.millis(of === "call" ? call.budgetMillis : PoolCore.nowOf(clock) - call.startedAt),
         fault: tried.fault,
         trail: MutableRef.get(call.trail),
         cause: Exit.isFailure(tried.exit) ? Cause.squash(tried.exit.cause) : undefined
@@ -284,24 +286,27 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     avoid = avoid.includes(tried.record.slot) ? avoid : [...avoid, tried.record.slot]
     const isRetry = decision._tag === "BackOff" || (decision._tag === "Rotate" && decision.retry)
     if (isRetry && !spentBudget) {
-      for (;;) {
-        const at = PoolCore.nowOf(clock)
-        const wait = yield* Ref.modify(state, (before) => {
-          const spent = Leasing.spendToken(config, before, at)
-          return [spent.waitMillis, spent.state]
-        })
-        if (wait === 0) break
-        yield* denied("tokens")
-        if (at + wait > call.budgetEnd) return yield* tried.exit
-        yield* work.restore(Effect.sleep(Math.ceil(wait)))
+      const began = PoolCore.nowOf(clock)
+      const wait = yield* Ref.modify(state, (before) => {
+        const spent = Leasing.spendToken(config, before, began, call.budgetEnd)
+        return [spent.waitMillis, spent.state]
+      })
+      if (wait > 0) yield* denied("tokens")
+      if (wait > PoolCore.longestSleep) return yield* tried.exit
+      if (wait > 0) {
+        yield* work.restore(Effect.sleep(wait)).pipe(
+          Effect.onInterrupt(() => Ref.update(state, (before) => Leasing.returnToken(config, before)))
+        )
       }
       const at = PoolCore.nowOf(clock)
-      const next = yield* RetryPolicy.step(stepper, at, {
+      const retrying: RetryPolicy.Retrying = {
         startedAt: call.startedAt,
         // A wait binds the key that was told it. Only where no other key can do better, it binds the call.
-        waitMillis: tried.fault.kind === "RateLimited" && !tried.fault.failover ? tried.fault.waitMillis : undefined
-      })
-      if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget() : tried.exit
+        waitMillis: tried.fault.kind === "RateLimited" && !tried.fault.failover ? tried.fault.waitMillis : undefined,
+        fault: tried.fault
+      }
+      const next = yield* RetryPolicy.step(stepper, at, retrying)
+      if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget("policy") : tried.exit
       stepper = next.stepper
       const atOnce = decision._tag === "Rotate" &&
         PoolState.hasOther(config, yield* Ref.get(state), call.model, avoid, at)
@@ -310,7 +315,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
         yield* work.restore(Effect.sleep(Math.min(Math.ceil(next.at - at), PoolCore.longestSleep)))
       }
     }
-    if (spentBudget && !long) return yield* outOfBudget()
+    if (spentBudget && !long) return yield* outOfBudget("call")
     graced = graced || spentBudget
     const only = decision._tag === "Elsewhere" ? suited(decision.where, tried.record.key) : undefined
     const random = config.strategy.randomised ? yield* Random.next : 0

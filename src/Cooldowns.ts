@@ -102,14 +102,14 @@ export const impose = (
     ? 1
     : lease > current.stamp
     ? current.step + 1
-    : current.step
-  const guessedJitter = random * cooldowns.jitterMillis
+    : Math.max(1, current.step)
+  const guessedJitter = Math.round(random * cooldowns.jitterMillis)
   const told = fault.waitMillis === undefined ? undefined : fault.waitMillis + cooldowns.guardMillis
   const bench = (wait: number, provenance: Fault.Provenance) =>
     KeyState.impose(current, {
       kind: fault.kind,
       since: now,
-      until: now + Math.min(wait, longestWait),
+      until: Math.ceil(now + Math.min(wait, longestWait)),
       provenance,
       step,
       stamp
@@ -140,4 +140,5 @@ const countsSteps = (kind: Fault.Kind): boolean => kind === "Unauthorized" || ki
 const longestWait = 100 * 365 * 86_400_000
 
 const grown = ({ factor, firstMillis, maxMillis }: Growing, step: number): number =>
-  Math.min(maxMillis, firstMillis * factor ** (step - 1))
+  // 0 × Infinity is NaN.
+  firstMillis === 0 ? 0 : Math.min(maxMillis, firstMillis * factor ** (step - 1))

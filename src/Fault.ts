@@ -109,7 +109,7 @@ export class Fault extends Schema.TaggedClass<Fault>()("Fault", {
 }) {}
 
 const defaults: Record<Kind, Pick<Fault, "scope" | "retryable" | "failover" | "unprocessed">> = {
-  RateLimited: { scope: "key", retryable: true, failover: true, unprocessed: true },
+  RateLimited: { scope: "group", retryable: true, failover: true, unprocessed: true },
   QuotaExhausted: { scope: "group", retryable: false, failover: true, unprocessed: true },
   Unauthorized: { scope: "key", retryable: false, failover: true, unprocessed: true },
   Forbidden: { scope: "key", retryable: false, failover: true, unprocessed: true },

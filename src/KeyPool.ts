@@ -119,6 +119,19 @@ export const make = (
   Effect.flatMap(PoolSettings.resolve(settings), fromResolved)
 
 /**
+ * A pool as a layer, for as long as the layer lives. Fails as `make` does. A second pool goes under a tag of its own:
+ * `layerAs`.
+ *
+ * @example
+ * ```ts
+ * import { Layer } from "effect"
+ * import * as KeyPool from "effect-keymesh/KeyPool"
+ *
+ * const Live = KeyPool.layer({ keys: ["key-one", "key-two"], strategy: "least-used" }).pipe(
+ *   Layer.provide(KeyPool.layerDefaults)
+ * )
+ * ```
+ *
  * @since 0.1.0
  * @category layers
  */
@@ -137,6 +150,28 @@ export const layerConfig = (
   config: Config.Config.Wrap<Settings>
 ): Layer.Layer<KeyPool, ConfigError | ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> =>
   Layer.scoped(KeyPool, Effect.flatMap(Config.unwrap(config), make))
+
+/**
+ * As `layer`, under a tag of your own: for a second pool beside the first. Give each pool a `name` of its own: pools of
+ * the same name share one record in the store, so that each overwrites what the other knew.
+ *
+ * @example
+ * ```ts
+ * import { Context } from "effect"
+ * import * as KeyPool from "effect-keymesh/KeyPool"
+ *
+ * class Maps extends Context.Tag("app/Maps")<Maps, KeyPool.Service>() {}
+ *
+ * const MapsLive = KeyPool.layerAs(Maps, { name: "maps", keys: ["key-one", "key-two"] })
+ * ```
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerAs = <Self>(
+  tag: Context.Tag<Self, Service>,
+  settings: Settings
+): Layer.Layer<Self, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> => Layer.scoped(tag, make(settings))
 
 /**
  * What pools need, with its defaults: one telemetry, and a store in memory.

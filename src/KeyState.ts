@@ -29,6 +29,8 @@ export interface KeyState extends Strategy.Candidate {
   readonly gatedUntil: number | undefined
   /** The instant before which no event can open it: `-Infinity` if one may at any moment. */
   readonly gatedEarliest: number | undefined
+  /** By which gate; `undefined` while it is eligible. */
+  readonly gatedBy: GateName | undefined
 }
 
 /**
@@ -56,7 +58,8 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   bench: undefined,
   ramp: undefined,
   gatedUntil: undefined,
-  gatedEarliest: undefined
+  gatedEarliest: undefined,
+  gatedBy: undefined
 })
 
 /**

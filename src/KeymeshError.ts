@@ -138,13 +138,15 @@ export class AllKeysExhausted extends Data.TaggedError("AllKeysExhausted")<{
 const busyGates = ["concurrency", "probing", "ramp"]
 
 /**
- * The next back-off would end past the budget of the call. `fault` is what the last attempt said.
+ * The next back-off would end past the budget: that of the call (`budget`), or one that the retry policy has of its own
+ * (`of` is `policy`; `budget` is then how long the call had taken). `fault` is what the last attempt said.
  *
  * @since 0.1.0
  * @category errors
  */
 export class BudgetExceeded extends Data.TaggedError("BudgetExceeded")<{
   readonly pool: string
+  readonly of: "call" | "policy"
   readonly budget: Duration.Duration
   readonly fault: Fault.Fault | undefined
   readonly trail: Trail
@@ -152,8 +154,13 @@ export class BudgetExceeded extends Data.TaggedError("BudgetExceeded")<{
 }> {
   override get message(): string {
     const last = this.fault === undefined ? "" : ` The last attempt failed with ${describeFault(this.fault)}.`
-    return `The budget of ${Duration.format(this.budget)} leaves no room for another attempt in pool "${this.pool}" ` +
-      `after ${attemptsOf(this.trail)}.${last} Raise \`budget\`, or look at the provider's status.`
+    const whose = this.of === "call"
+      ? `The budget of ${Duration.format(this.budget)}`
+      : `The retry policy's own budget, after ${Duration.format(this.budget)},`
+    return `${whose} leaves no room for another attempt in pool "${this.pool}" after ${
+      attemptsOf(this.trail)
+    }.${last} ` +
+      "Raise it, or look at the provider's status."
   }
 }
 

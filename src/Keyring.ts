@@ -142,6 +142,9 @@ export const make = (options: {
   })
 
 /**
+ * A keyring with keys of its own, as a layer. Fails with `ConfigurationError`, which names the field, when there are no
+ * keys or one of them cannot be used.
+ *
  * @since 0.1.0
  * @category layers
  */
@@ -150,6 +153,16 @@ export const layer = (options: {
 }): Layer.Layer<Keyring, ConfigurationError> => Layer.effect(Keyring, make(options))
 
 /**
+ * As `layer`, with keys from `Config`; fails with `ConfigError` too, when they cannot be read.
+ *
+ * @example
+ * ```ts
+ * import * as ApiKey from "effect-keymesh/ApiKey"
+ * import * as Keyring from "effect-keymesh/Keyring"
+ *
+ * const Live = Keyring.layerConfig({ keys: ApiKey.config("API_KEYS") })
+ * ```
+ *
  * @since 0.1.0
  * @category layers
  */

@@ -23,6 +23,8 @@ import type * as Telemetry from "./Telemetry.js"
 export interface Leased {
   readonly state: PoolState.PoolState
   readonly lease: PoolState.LeaseRecord | undefined
+  /** Whether keys whose time had come were put among the eligible on the way. */
+  readonly reopened?: boolean
   readonly events: ReadonlyArray<Telemetry.Unnumbered>
 }
 
@@ -49,7 +51,10 @@ export const lease = (
   const picked = pick(config, state, request, barred, now)
   if (picked !== undefined) {
     const key = SlotMap.get(state.slots, picked.slot)
-    if (key !== undefined) return grant(config, { ...state, index: picked.index }, key, request, now)
+    if (key !== undefined) {
+      const granted = grant(config, { ...state, index: picked.index }, key, request, now)
+      return state === before ? granted : { ...granted, reopened: true }
+    }
   }
   return floor(config, state, request, now)
 }
@@ -172,7 +177,8 @@ const floorKey = (
 }
 
 /**
- * Takes a retry token, or tells how long until there is one.
+ * Takes a retry token, if there is one before `until`: `waitMillis` is how long until it may be used. It is taken at once,
+ * so that those who wait for tokens get them in the order they came; `Infinity`: none, and nothing is taken.
  *
  * @since 0.1.0
  * @category steps
@@ -180,13 +186,25 @@ const floorKey = (
 export const spendToken = (
   config: PoolState.Config,
   state: PoolState.PoolState,
-  now: number
+  now: number,
+  until: number
 ): { readonly state: PoolState.PoolState; readonly waitMillis: number } => {
   const earned = RetryPolicy.earn(state.rest.tokens, now, config.tokens, state.calls - state.rest.tokenCalls)
-  const spent = RetryPolicy.spend(earned, now, config.tokens)
-  const tokens = "wait" in spent ? earned : spent
+  const { tokens, wait } = RetryPolicy.reserve(earned, now, config.tokens)
+  const inTime = Number.isFinite(wait) && now + wait <= until
   return {
-    state: { ...state, rest: { ...state.rest, tokens, tokenCalls: state.calls } },
-    waitMillis: "wait" in spent ? spent.wait : 0
+    state: { ...state, rest: { ...state.rest, tokens: inTime ? tokens : earned, tokenCalls: state.calls } },
+    waitMillis: inTime ? wait : Infinity
   }
 }
+
+/**
+ * Gives back a retry token that was not used.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const returnToken = (config: PoolState.Config, state: PoolState.PoolState): PoolState.PoolState => ({
+  ...state,
+  rest: { ...state.rest, tokens: RetryPolicy.refund(state.rest.tokens, config.tokens) }
+})

@@ -123,8 +123,10 @@ export const ended = (
 
 /** How a call ended, in one word. */
 const endOf = (exit: Exit.Exit<unknown, unknown>, trail: Trail): string => {
-  if (Exit.isSuccess(exit)) return "success"
+  // What is a value to the caller may be a fault to the pool.
+  const last = trail.entries[trail.entries.length - 1]?.outcome
+  if (Exit.isSuccess(exit)) return last ?? "success"
   const error = Option.getOrUndefined(Cause.failureOption(exit.cause))
   if (isPoolError(error)) return error._tag
-  return error === undefined ? "ignored" : trail.entries[trail.entries.length - 1]?.outcome ?? "ignored"
+  return error === undefined ? "ignored" : last ?? "ignored"
 }

@@ -43,9 +43,11 @@ export const place = (
   const closed = PoolState.keyGate(config, state, key, now)
   const gatedUntil = closed?.until
   const gatedEarliest = closed?.earliest
-  const placed: KeyState.KeyState = key.gatedUntil === gatedUntil && key.gatedEarliest === gatedEarliest
-    ? key
-    : { ...key, gatedUntil, gatedEarliest }
+  const gatedBy = closed?.gate
+  const placed: KeyState.KeyState =
+    key.gatedUntil === gatedUntil && key.gatedEarliest === gatedEarliest && key.gatedBy === gatedBy
+      ? key
+      : { ...key, gatedUntil, gatedEarliest, gatedBy }
   const wasOpen = old !== undefined && isOpenByGuess(old) ? 1 : 0
   const isOpen = isOpenByGuess(placed) ? 1 : 0
   const oldUntil = old?.gatedUntil
@@ -57,9 +59,11 @@ export const place = (
   }
   const early = countEarly(placed)
   const wasEarly = countEarly(old)
-  const rest = gated === state.rest.gated && wasOpen === isOpen && wasEarly === early ? state.rest : {
+  const moved = hasMoved(old, placed)
+  const rest = gated === state.rest.gated && wasOpen === isOpen && wasEarly === early && !moved ? state.rest : {
     ...state.rest,
     gated,
+    moves: moved ? state.rest.moves + 1 : state.rest.moves,
     breakersOpen: state.rest.breakersOpen + isOpen - wasOpen,
     earlyNow: state.rest.earlyNow + early.now - wasEarly.now,
     earlyLater: state.rest.earlyLater + early.later - wasEarly.later
@@ -73,6 +77,15 @@ export const place = (
     rest
   }
 }
+
+/** Whether a key's place has changed, beyond what calls that begin and end change all the time. */
+const hasMoved = (old: KeyState.KeyState | undefined, key: KeyState.KeyState): boolean =>
+  old === undefined || old.breaker._tag !== key.breaker._tag || old.enabled !== key.enabled ||
+  old.retiring !== key.retiring || lastingGate(old) !== lastingGate(key) ||
+  (lastingGate(key) !== undefined && old.gatedUntil !== key.gatedUntil)
+
+const lastingGate = ({ gatedBy }: KeyState.KeyState): KeyState.GateName | undefined =>
+  gatedBy === "concurrency" || gatedBy === "ramp" ? undefined : gatedBy
 
 /**
  * Puts every key of a group where it belongs now.

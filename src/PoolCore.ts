@@ -78,12 +78,12 @@ export const make = (
 // --------------------------------------------------------------------------------------------------------------- clock
 
 /**
- * The pool's time: milliseconds that never run backwards, near to those since the epoch.
+ * The pool's time: whole milliseconds that never run backwards, near to those since the epoch.
  *
  * @since 0.1.0
  * @category clock
  */
-export const nowOf = (clock: Clock.Clock): number => Number(clock.unsafeCurrentTimeNanos()) / 1e6
+export const nowOf = (clock: Clock.Clock): number => Math.floor(Number(clock.unsafeCurrentTimeNanos()) / 1e6)
 
 /**
  * The pool's time now.

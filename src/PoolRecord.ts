@@ -7,7 +7,7 @@ import * as HashMap from "effect/HashMap"
 import * as Schema from "effect/Schema"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as Fault from "./Fault.js"
-import * as KeyState from "./KeyState.js"
+import type * as KeyState from "./KeyState.js"
 import * as PoolKeys from "./PoolKeys.js"
 import * as PoolState from "./PoolState.js"
 
@@ -26,6 +26,10 @@ export const StoredBench = Schema.Struct({
   until: instant,
   waitMillis: Schema.Number.pipe(Schema.finite(), Schema.nonNegative()),
   provenance: Fault.Provenance,
+  /** How much of it is more than a guess, in milliseconds from its beginning; absent: nothing. */
+  firmMillis: Schema.optionalWith(Schema.Number.pipe(Schema.finite(), Schema.nonNegative()), { exact: true }),
+  /** Whether a refusal that no wait mends is part of it. */
+  refused: Schema.optionalWith(Schema.Boolean, { default: () => false }),
   step: count
 })
 
@@ -99,7 +103,9 @@ export const fromState = (state: PoolState.PoolState, now: number, wallOffset: n
     until: bench.until + wallOffset,
     waitMillis: Math.max(0, bench.until - bench.since),
     provenance: bench.provenance,
-    step: bench.step
+    refused: bench.refused,
+    step: bench.step,
+    ...(Number.isFinite(bench.firm) ? { firmMillis: Math.max(0, bench.firm - bench.since) } : {})
   })
   const keys = PoolState.keys(state)
   const ids = new Map(keys.map((key) => [key.slot, key.id]))
@@ -150,17 +156,22 @@ export const restore = (
 ): PoolState.PoolState => {
   const bench = (stored: StoredBench): KeyState.Bench => {
     const remaining = Math.min(Math.max(0, stored.until - wallOffset - now), stored.waitMillis)
-    const { kind, provenance, step } = stored
-    return KeyState.impose(undefined, {
+    const { firmMillis, kind, provenance, refused, step } = stored
+    const since = now + remaining - stored.waitMillis
+    return {
       kind,
       provenance,
+      refused,
       step,
-      since: now + remaining - stored.waitMillis,
+      since,
       until: now + remaining,
-      stamp: 0
-    })
+      firm: firmMillis === undefined ? -Infinity : since + firmMillis,
+      stamp: 0,
+      trial: undefined
+    }
   }
-  let next = state
+  // What is restored is known as of now: the floor does not break it in this moment.
+  let next: PoolState.PoolState = { ...state, rest: { ...state.rest, floorAt: now } }
   for (const stored of record.keys) {
     next = PoolKeys.updateKey(config, next, stored.id, (key) => ({
       ...key,

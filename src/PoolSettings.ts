@@ -26,7 +26,10 @@ import * as Strategy from "./Strategy.js"
 export interface Settings {
   /** The keys; at least one. */
   readonly keys: ReadonlyArray<ApiKey.Input>
-  /** The pool's name in events, errors and the store (default `"default"`; adapters use the provider's name). */
+  /**
+   * The pool's name in events, errors and the store (default `"default"`; adapters use the provider's name). Pools of
+   * the same name share one record in the store, so give each its own.
+   */
   readonly name?: string | undefined
   /** Which of the eligible keys serves (default `Strategy.roundRobin`). */
   readonly strategy?: Strategy.Strategy | Strategy.Name | undefined
@@ -36,7 +39,7 @@ export interface Settings {
   readonly retry?: Schedule.Schedule<unknown, RetryPolicy.Retrying> | undefined
   /** How long a call may keep starting attempts and waits (default 60 s). It never cuts an attempt in flight. */
   readonly budget?: Duration.DurationInput | undefined
-  /** When a caller must have an answer; then the call is interrupted (default: none). */
+  /** When a caller must have an answer; then the call is interrupted. At most 24.8 days; `Infinity`, the default: none. */
   readonly deadline?: Duration.DurationInput | undefined
   /** How long a call may wait for a key (default: the budget; 0 fails at once). */
   readonly maxWait?: Duration.DurationInput | undefined
@@ -50,11 +53,14 @@ export interface Settings {
   readonly retryTokens?: Partial<RetryPolicy.TokenOptions> | false | undefined
   /** How long keys rest when the server does not say. */
   readonly cooldowns?: CooldownSettings | undefined
-  /** How often one call goes through when only guesses hold all keys back (default every second); `false`: never. */
+  /** How often one call goes through when only guesses hold all keys back (default 1 s, more than 0); `false`: never. */
   readonly floor?: Duration.DurationInput | false | undefined
-  /** How long an undecided trial of a benched key holds it back (default 30 s). */
+  /** How long an undecided trial of a benched key holds it back (default 30 s, more than 0). */
   readonly trialTimeout?: Duration.DurationInput | undefined
-  /** How a key comes back after a guess: attempts at once double every `step` (500 ms) for `length` (3 s). */
+  /**
+   * How a key comes back after a guess: attempts at once double every `step` (default 500 ms, more than 0) for `length`
+   * (default 3 s; 0: no ramp).
+   */
   readonly ramp?: { readonly step?: Duration.DurationInput; readonly length?: Duration.DurationInput } | undefined
   /** How long a stream may go unread before its lease ends (default 300 s). */
   readonly streamIdle?: Duration.DurationInput | undefined
@@ -84,12 +90,18 @@ export interface CooldownSettings {
 }
 
 /**
+ * A rest that grows with each fault of the same kind in a row. `CooldownSettings` says what `first` and `max` are where
+ * they are left out.
+ *
  * @since 0.1.0
  * @category models
  */
 export interface GrowingSettings {
+  /** How long the first rest is. */
   readonly first?: Duration.DurationInput | undefined
+  /** By how much each further rest is longer (default 2, at least 1; 1 keeps it as it is). */
   readonly factor?: number | undefined
+  /** The longest rest; not less than `first`, which it is at least when it is left out. */
   readonly max?: Duration.DurationInput | undefined
 }
 
@@ -156,11 +168,12 @@ export const resolve = (input: Settings): Either.Either<Resolved, ConfigurationE
       breaker: yield* CircuitBreaker.settings(input.breaker ?? {}, "breaker"),
       cooldowns: yield* cooldownsOf(input.cooldowns ?? {}),
       tokens: yield* tokensOf(input.retryTokens),
-      floorMillis: input.floor === false ? undefined : yield* Checks.millis(input.floor ?? 1_000, "floor"),
+      floorMillis: input.floor === false ? undefined : yield* pause(input.floor ?? 1_000, "floor"),
       maxWaiters: yield* Checks.integer(input.maxWaiters ?? 1_000, "maxWaiters"),
-      trialMillis: yield* Checks.millis(input.trialTimeout ?? 30_000, "trialTimeout"),
-      rampStepMillis: Math.max(1, yield* Checks.millis(ramp.step ?? 500, "ramp.step")),
-      rampMillis: yield* Checks.millis(ramp.length ?? 3_000, "ramp.length")
+      trialMillis: yield* pause(input.trialTimeout ?? 30_000, "trialTimeout"),
+      rampStepMillis: Math.max(1, yield* pause(ramp.step ?? 500, "ramp.step")),
+      rampMillis: yield* Either.flatMap(Checks.millis(ramp.length ?? 3_000, "ramp.length"), (millis) =>
+        Checks.nonNegative(millis, "ramp.length"))
     }
     if (input.retry !== undefined && !Schedule.isSchedule(input.retry)) {
       return yield* Checks.refuse("retry", "must be a Schedule, such as those of RetryPolicy")
@@ -172,13 +185,34 @@ export const resolve = (input: Settings): Either.Either<Resolved, ConfigurationE
       // The pool keeps the budget itself, so that it can tell a spent budget from spent retries.
       retry: input.retry ?? backoff,
       budgetMillis: yield* Checks.millis(input.budget ?? 60_000, "budget"),
-      deadlineMillis: input.deadline === undefined ? undefined : yield* Checks.millis(input.deadline, "deadline"),
+      deadlineMillis: input.deadline === undefined ? undefined : yield* deadline(input.deadline, "deadline"),
       maxWaitMillis: input.maxWait === undefined ? undefined : yield* Checks.millis(input.maxWait, "maxWait"),
       rotations: yield* Checks.integer(input.rotations ?? 8, "rotations"),
       rateLimitRotations: yield* Checks.integer(input.rateLimitRotations ?? 4, "rateLimitRotations"),
       streamIdleMillis: yield* Checks.millis(input.streamIdle ?? 300_000, "streamIdle")
     }
   })
+
+/**
+ * Checks a deadline, in milliseconds; `undefined` when it is `Infinity`, which is none. A finite one beyond the longest
+ * timer of the platform is refused: it would never come.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const deadline = (value: unknown, path: string): Checks.Checked<number | undefined> =>
+  Either.flatMap(Checks.millis(value, path), (millis): Checks.Checked<number | undefined> =>
+    millis === Infinity
+      ? Either.right(undefined)
+      : millis > longestTimer
+      ? Checks.refuse(path, "must be at most 24.8 days, or Infinity for none")
+      : Either.right(millis))
+
+const longestTimer = 2 ** 31 - 1
+
+/** What never, or always at once, would switch off a rule of the pool: there must be some time, and an end to it. */
+const pause = (value: unknown, path: string): Checks.Checked<number> =>
+  Either.flatMap(Checks.millis(value, path), (millis) => Checks.positive(millis, path))
 
 const backoff = RetryPolicy.backoff.pipe(RetryPolicy.respectRetryAfter())
 
@@ -254,9 +288,8 @@ const growingOf = (
     yield* Checks.refuseUnknown(input, ["first", "factor", "max"], path)
     const factor = yield* Checks.finite(input.factor ?? 2, `${path}.factor`)
     if (factor < 1) return yield* Checks.refuse(`${path}.factor`, "must be at least 1")
-    return {
-      firstMillis: yield* Checks.millis(input.first ?? first, `${path}.first`),
-      factor,
-      maxMillis: yield* Checks.millis(input.max ?? max, `${path}.max`)
-    }
+    const firstMillis = yield* Checks.millis(input.first ?? first, `${path}.first`)
+    const maxMillis = yield* Checks.millis(input.max ?? Math.max(max, firstMillis), `${path}.max`)
+    if (maxMillis < firstMillis) return yield* Checks.refuse(`${path}.max`, "must not be less than `first`")
+    return { firstMillis, factor, maxMillis }
   })

@@ -11,7 +11,8 @@
 import type * as Deferred from "effect/Deferred"
 import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
-import type * as RedBlackTree from "effect/RedBlackTree"
+import type * as Order from "effect/Order"
+import * as RedBlackTree from "effect/RedBlackTree"
 import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
 import type { KeyReason } from "./KeymeshError.js"
@@ -71,6 +72,8 @@ export interface Rest {
   readonly models: HashMap.HashMap<string, ModelBenches>
   /** Whether some key may serve certain models only. */
   readonly restricted: boolean
+  /** Counts the changes of keys that people want to hear of: not those that every call makes. */
+  readonly moves: number
   /** Breakers that are open or half-open, and not by hand. */
   readonly breakersOpen: number
   /** Gated keys that an event may open at any moment, and those that one may open from some later instant on. */
@@ -83,6 +86,55 @@ export interface Rest {
   /** Who waits, by lane (model), in order of their calls. */
   readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<number, Waiter>>
   readonly waiting: number
+  readonly line: Line
+}
+
+/**
+ * The same waiters in other orders, and what was found when somebody last looked for whom keys can serve.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Line {
+  /** The lane of each oldest waiter, by the number of its call. */
+  readonly heads: RedBlackTree.RedBlackTree<number, string>
+  /** All waiters, by the instant they give up and by call. */
+  readonly ends: RedBlackTree.RedBlackTree<number, HashMap.HashMap<number, Waiter>>
+  /** The lanes of those that only some keys suit. */
+  readonly picky: HashMap.HashMap<string, true>
+  readonly view: View | undefined
+  /** The usual lanes hold nobody who gives up before this instant. */
+  readonly usualFrom: number
+}
+
+/**
+ * When the lanes open that differ from the others, as of a certain state of the keys.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface View {
+  readonly slots: PoolState["slots"]
+  readonly groups: Rest["groups"]
+  readonly models: Rest["models"]
+  readonly restricted: boolean
+  readonly lanes: HashMap.HashMap<string, LaneView>
+}
+
+/**
+ * When one lane opens: which keys are open for it, and the nearest of the others.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface LaneView extends Nearest {
+  readonly request: Pick<Request, "model" | "only">
+  readonly open: ReadonlyArray<number>
+  /** The keys of `at` and of `earliest`. */
+  readonly atSlot: number
+  readonly earliestSlot: number
+  /** The lane holds nobody who gives up before this instant. */
+  readonly from: number
 }
 
 /**
@@ -206,6 +258,7 @@ export const empty = (config: Config, now: number): PoolState => ({
     groups: HashMap.empty(),
     models: HashMap.empty(),
     restricted: false,
+    moves: 0,
     breakersOpen: 0,
     earlyNow: 0,
     earlyLater: 0,
@@ -213,9 +266,24 @@ export const empty = (config: Config, now: number): PoolState => ({
     tokens: RetryPolicy.tokens(now, config.tokens),
     tokenCalls: 0,
     lanes: HashMap.empty(),
-    waiting: 0
+    waiting: 0,
+    line: {
+      heads: RedBlackTree.empty(byNumber),
+      ends: RedBlackTree.empty(byNumber),
+      picky: HashMap.empty(),
+      view: undefined,
+      usualFrom: -Infinity
+    }
   }
 })
+
+/**
+ * Numbers upwards.
+ *
+ * @since 0.1.0
+ * @category orders
+ */
+export const byNumber: Order.Order<number> = (a, b) => a < b ? -1 : a > b ? 1 : 0
 
 const opensFirst = (a: Opening, b: Opening): boolean => a.until < b.until || (a.until === b.until && a.slot < b.slot)
 
@@ -268,14 +336,15 @@ export const hasModels = (state: PoolState): boolean => HashMap.size(state.rest.
 export const narrowed = (state: PoolState): boolean => state.rest.restricted || hasModels(state)
 
 /**
- * Whether between two states a key came or went, or a gate opened or closed.
+ * Whether between two states a key came or went, or a gate opened or closed; but for those that each call may open and
+ * close (concurrency, the slow return).
  *
  * @since 0.1.0
  * @category getters
  */
 export const hasMoved = ({ rest: before }: PoolState, { rest: after }: PoolState): boolean =>
-  before !== after && (before.gated !== after.gated || before.ids !== after.ids || before.groups !== after.groups ||
-    before.models !== after.models || before.breakersOpen !== after.breakersOpen)
+  before !== after && (before.moves !== after.moves || before.ids !== after.ids || before.groups !== after.groups ||
+    before.models !== after.models)
 
 // --------------------------------------------------------------------------------------------------------------- gates
 
@@ -352,13 +421,25 @@ export const hasOther = (
   model: string | undefined,
   avoid: ReadonlyArray<number>,
   now: number
-): boolean =>
-  SlotMap.values(state.slots).some((key) =>
-    !avoid.includes(key.slot) && requestGate(config, state, key, model, now) === undefined
-  )
+): boolean => {
+  if (state.index.size === 0 && now < state.nextOpening) return false
+  if (now < state.nextOpening && (model === undefined || !narrowed(state))) {
+    let avoided = 0
+    for (const slot of new Set(avoid)) {
+      const key = SlotMap.get(state.slots, slot)
+      if (key !== undefined && key.gatedUntil === undefined) avoided++
+    }
+    return state.index.size > avoided
+  }
+  return SlotMap.find(
+    state.slots,
+    (key) => !avoid.includes(key.slot) && requestGate(config, state, key, model, now) === undefined
+  ) !== undefined
+}
 
 /**
- * Why each key may not serve: the first 32 in full, and how many keys each reason holds back.
+ * Why each key may not serve: the first 32 in full, and how many keys each reason holds back. Looks at 1,000 keys; those
+ * beyond are counted as `others`. The key at the slot `except` is left out.
  *
  * @since 0.1.0
  * @category getters
@@ -367,14 +448,18 @@ export const explain = (
   config: Config,
   state: PoolState,
   request: Pick<Request, "model" | "only">,
-  now: number
+  now: number,
+  except?: number
 ): { readonly reasons: ReadonlyArray<KeyReason>; readonly counts: Readonly<Record<string, number>> } => {
   const reasons: Array<KeyReason> = []
   const counts: Record<string, number> = {}
-  for (const key of SlotMap.values(state.slots)) {
+  let looked = 0
+  SlotMap.find(state.slots, (key) => {
+    looked++
+    if (key.slot === except) return false
     const closed = requestGate(config, state, key, request.model, now)
     const gate: string = closed?.fault ?? closed?.gate ?? (request.only?.(key.key) === false ? "unsuited" : "eligible")
-    if (gate === "eligible") continue
+    if (gate === "eligible") return looked === explained
     counts[gate] = (counts[gate] ?? 0) + 1
     if (reasons.length < 32) {
       reasons.push({
@@ -385,8 +470,20 @@ export const explain = (
         ...(closed === undefined || !Number.isFinite(closed.until) ? {} : { until: closed.until })
       })
     }
-  }
+    return looked === explained
+  })
+  // A key left out beyond these is none of the others.
+  const beyond = state.slots.size - looked - (except !== undefined && isBeyond(state, except, looked) ? 1 : 0)
+  if (beyond > 0) counts["others"] = beyond
   return { reasons, counts }
+}
+
+/** How many keys an explanation looks at. */
+const explained = 1000
+
+const isBeyond = (state: PoolState, slot: number, looked: number): boolean => {
+  const last = SlotMap.nth(state.slots, looked - 1)
+  return last !== undefined && slot > last.slot && SlotMap.get(state.slots, slot) !== undefined
 }
 
 // ------------------------------------------------------------------------------------------------------- opening times
@@ -415,10 +512,34 @@ export const opening = (
   request: Pick<Request, "model" | "only">,
   now: number
 ): OpeningTime => {
-  const { at, breakableAt, earliest } = nearest(config, state, request, now)
+  return withFloor(config, state, nearest(config, state, request, now), now)
+}
+
+/**
+ * The opening time with the floor, if it is nearer than the gates are.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const withFloor = (
+  config: Config,
+  state: PoolState,
+  { at, breakableAt, earliest }: Nearest,
+  now: number
+): OpeningTime => {
   if (config.floorMillis === undefined || breakableAt >= at || earliest <= now) return { at, earliest }
   const floorAt = Math.max(now, breakableAt, state.rest.floorAt + config.floorMillis)
   return { at: Math.min(at, floorAt), earliest: Math.min(earliest, floorAt) }
+}
+
+/**
+ * The opening times of the gates alone, and from when on the one that opens first is only guessed.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Nearest extends OpeningTime {
+  readonly breakableAt: number
 }
 
 /**
@@ -432,9 +553,8 @@ export const nearest = (
   state: PoolState,
   request: Pick<Request, "model" | "only">,
   now: number
-): OpeningTime & { readonly breakableAt: number } => {
-  const plain = request.only === undefined && (request.model === undefined || !narrowed(state))
-  if (plain && state.rest.earlyLater === 0) {
+): Nearest => {
+  if (request.only === undefined && (request.model === undefined || !narrowed(state))) {
     if (state.index.size > 0) return { at: now, earliest: now, breakableAt: Infinity }
     const first = Tournament.best(state.rest.gated)
     const key = first === undefined ? undefined : SlotMap.get(state.slots, first.slot)
@@ -443,22 +563,33 @@ export const nearest = (
     const at = closed?.until ?? now
     return {
       at,
-      earliest: state.rest.earlyNow > 0 ? -Infinity : at,
+      earliest: state.rest.earlyNow > 0 ? -Infinity : state.rest.earlyLater === 0 ? at : Math.min(at, earlier(state)),
       breakableAt: closed?.breakableAt ?? Infinity
     }
   }
   let at = Infinity
   let earliest = Infinity
   let breakableAt = Infinity
-  for (const key of SlotMap.values(state.slots)) {
-    if (request.only?.(key.key) === false) continue
+  const open = SlotMap.find(state.slots, (key) => {
+    if (request.only?.(key.key) === false) return false
     const closed = requestGate(config, state, key, request.model, now)
-    if (closed === undefined) return { at: now, earliest: now, breakableAt: Infinity }
+    if (closed === undefined) return true
     earliest = Math.min(earliest, closed.earliest)
     if (closed.until < at) {
       at = closed.until
       breakableAt = closed.breakableAt
     }
-  }
-  return { at, earliest, breakableAt }
+    return false
+  })
+  return open === undefined ? { at, earliest, breakableAt } : { at: now, earliest: now, breakableAt: Infinity }
+}
+
+/** The earliest instant at which an event may open a key, as its place says: gates that end meanwhile end before it. */
+const earlier = (state: PoolState): number => {
+  let earliest = Infinity
+  SlotMap.find(state.slots, (key) => {
+    if (key.gatedEarliest !== undefined && key.gatedEarliest < earliest) earliest = key.gatedEarliest
+    return false
+  })
+  return earliest
 }

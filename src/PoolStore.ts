@@ -92,6 +92,9 @@ export const makeMemory: Effect.Effect<Service> = Effect.map(
 )
 
 /**
+ * A store in memory, as a layer: one value, so that every pool of a program shares it. It ends with the process. Pools
+ * find their record by `name`; two of the same name share it, and the last one to save it wins.
+ *
  * @since 0.1.0
  * @category layers
  */

@@ -28,7 +28,9 @@ export interface StreamOptions<A, E> {
   readonly classify?: ((cause: Cause.Cause<E>) => Outcome.Outcome) | undefined
   /**
    * From which element on the stream belongs to the caller (default: from the first). Elements before it are held back,
-   * at most 64 or for 5 seconds; a failure among them is retried with another key and never seen.
+   * at most 64 of them and for at most 5 seconds, counted from the arrival of the first one: the wait for that one is
+   * bounded by the deadline alone. A failure until then is retried with another key and never seen; what was held back
+   * of the stream that lasts is given first, the elements that do not commit included.
    */
   readonly commits?: ((a: A) => boolean) | undefined
   readonly model?: string | undefined

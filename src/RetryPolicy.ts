@@ -19,6 +19,7 @@ import * as Schedule from "effect/Schedule"
 import * as ScheduleDecision from "effect/ScheduleDecision"
 import * as ScheduleInterval from "effect/ScheduleInterval"
 import * as ScheduleIntervals from "effect/ScheduleIntervals"
+import type * as Fault from "./Fault.js"
 
 /** No drawn delay is longer than this. */
 const longestDelay = 24 * 60 * 60 * 1000
@@ -38,8 +39,13 @@ export interface Retrying {
    * step.
    */
   readonly startedAt: number
-  /** How long the server asks to wait, in milliseconds from now; `undefined` when it said nothing. */
+  /**
+   * How long the server asks to wait, in milliseconds from now; `undefined` when it said nothing, and when the wait binds
+   * its key only.
+   */
   readonly waitMillis: number | undefined
+  /** What failed, if the pool asks: a schedule may depend on it. */
+  readonly fault?: Fault.Fault | undefined
 }
 
 /**
@@ -394,7 +400,7 @@ const opening = (decision: ScheduleDecision.Continue, now: number): number =>
  * @category retry tokens
  */
 export interface Tokens {
-  /** Tokens in the bucket at the instant `at`; never negative, never above the cap. */
+  /** Tokens in the bucket at the instant `at`; never above the cap, below 0 by those that are reserved in advance. */
   readonly level: number
   /** In milliseconds. */
   readonly at: number
@@ -501,6 +507,37 @@ export const spend = (
 /** Five times 0.2 need not be exactly 1; it is a token all the same. */
 const rounding = 1e-9
 
+/**
+ * Takes one token at once, even one that is still to come: `wait` tells in how many milliseconds it does (`Infinity`:
+ * never). Those who reserve are thereby served in order; `refund` gives back what is not used.
+ *
+ * @since 0.1.0
+ * @category retry tokens
+ */
+export const reserve = (
+  self: Tokens,
+  now: number,
+  options: TokenOptions = tokenDefaults
+): { readonly tokens: Tokens; readonly wait: number } => {
+  const level = levelAt(self, now, options, 0) - 1
+  const at = now > self.at ? now : self.at
+  // five times a fifth is not always a whole
+  const missing = level < -1e-9 ? -level : 0
+  const wait = missing === 0 ? 0 : options.perSecond === 0 ? Infinity : Math.ceil(missing * 1_000 / options.perSecond)
+  return { tokens: { level, at }, wait }
+}
+
+/**
+ * Gives back a token that was reserved and is not needed.
+ *
+ * @since 0.1.0
+ * @category retry tokens
+ */
+export const refund = (self: Tokens, options: TokenOptions = tokenDefaults): Tokens => ({
+  level: Math.min(options.cap, self.level + 1),
+  at: self.at
+})
+
 const levelAt = (self: Tokens, now: number, options: TokenOptions, extra: number): number => {
   const elapsed = now > self.at ? now - self.at : 0
   // nothing flows for ever: 0 per second over an infinite time is still 0
@@ -526,7 +563,9 @@ function usableMillis(input: Duration.DurationInput | undefined): number | undef
 
 function waitOfAnything(input: unknown): Duration.DurationInput | undefined {
   if (!Predicate.isObject(input)) return undefined
+  // A pool says itself what binds the call; the fault beside it may speak of its key only.
   if ("waitMillis" in input && typeof input.waitMillis === "number") return input.waitMillis
+  if ("waitMillis" in input && "startedAt" in input) return undefined
   if (
     "fault" in input && Predicate.hasProperty(input.fault, "waitMillis") && typeof input.fault.waitMillis === "number"
   ) {

@@ -148,8 +148,7 @@ const faulted = (
     faults: key.faults + 1,
     breaker,
     bench: KeyState.freeTrial(key.bench, lease.id),
-    // A request that is wrong by itself says nothing against the key's slow return.
-    ramp: imposed === undefined && outcome === "alive" ? key.ramp : undefined
+    ramp: breaker._tag === "Closed" ? rampAfter(config, key, lease, outcome, now) : undefined
   }
   if (target?.scope === "key" && target.model === undefined && imposed !== undefined) {
     after = { ...after, bench: imposed }
@@ -185,6 +184,22 @@ const faulted = (
     })
   }
   return PoolKeys.leaving(config, next, after, now, events)
+}
+
+/**
+ * What a fault leaves of a key's slow return: one that counts begins it anew; a request that is wrong by itself, and old
+ * news, change nothing.
+ */
+const rampAfter = (
+  config: PoolState.Config,
+  key: KeyState.KeyState,
+  lease: PoolState.LeaseRecord,
+  outcome: CircuitBreaker.Outcome,
+  now: number
+): KeyState.Ramp | undefined => {
+  if (key.ramp === undefined || now >= key.ramp.since + config.rampMillis) return undefined
+  const isNews = outcome === "failure" && lease.generation === key.breaker.generation
+  return isNews ? { since: now, successes: 0 } : key.ramp
 }
 
 /** Provider faults count against the key as long as nothing says that its siblings have them too. */

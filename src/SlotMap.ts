@@ -143,6 +143,30 @@ export function values<A>(self: SlotMap<A>): Array<A> {
   return all
 }
 
+/**
+ * The first entry, by slot, that `suits`. Stops there and builds nothing on its way.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export function find<A>(self: SlotMap<A>, suits: (entry: A) => boolean): A | undefined {
+  return findIn(self.root, suits)
+}
+
+/**
+ * The slots whose entries two maps do not share, in order. Parts that both share are not looked at: after a change of
+ * one entry it costs O(log n).
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export function changes<A>(before: SlotMap<A>, after: SlotMap<A>): Array<number> {
+  const found: Array<number> = []
+  const shift = Math.max(before.shift, after.shift)
+  changesIn(raised(before, shift), raised(after, shift), shift, 0, found)
+  return found
+}
+
 const hollow: Node<never> = { bits: 0, count: 0, items: [], children: [] }
 
 function within(slot: number, shift: number): boolean {
@@ -208,6 +232,38 @@ function nextIn<A>(node: Node<A>, shift: number, from: number): A | undefined {
   if (beyond === 0) return undefined
   const sibling = node.children[popcount(node.bits & (lowest(beyond) - 1))]
   return sibling === undefined ? undefined : nextIn(sibling, shift - 5, 0)
+}
+
+function findIn<A>(node: Node<A>, suits: (entry: A) => boolean): A | undefined {
+  for (const item of node.items) if (suits(item)) return item
+  for (const child of node.children) {
+    const found = findIn(child, suits)
+    if (found !== undefined) return found
+  }
+  return undefined
+}
+
+/** The root as it would be with more levels above it. */
+function raised<A>(self: SlotMap<A>, shift: number): Node<A> {
+  let root = self.root
+  for (let at = self.shift; at < shift && root.count > 0; at += 5) {
+    root = { bits: 1, count: root.count, items: [], children: [root] }
+  }
+  return root
+}
+
+function changesIn<A>(before: Node<A>, after: Node<A>, shift: number, base: number, into: Array<number>): void {
+  if (before === after) return
+  let left = before.bits | after.bits
+  while (left !== 0) {
+    const at = 31 - Math.clz32(lowest(left))
+    left &= left - 1
+    const old = placeOf(before, at)
+    const now = placeOf(after, at)
+    if (shift > 0) {
+      changesIn(before.children[old] ?? hollow, after.children[now] ?? hollow, shift - 5, base | (at << shift), into)
+    } else if (before.items[old] !== after.items[now]) into.push(base | at)
+  }
 }
 
 function collect<A>(node: Node<A>, into: Array<A>): void {

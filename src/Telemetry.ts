@@ -1,15 +1,16 @@
 /**
  * What happens in the pools, as a stream of events.
  *
- * Publishing never blocks, fails or slows a call, whatever the subscribers do. Changes of state (a breaker opening, a key
- * cooling) are kept apart from the flood of requests, so that a slow subscriber loses requests before it loses changes;
- * gaps show in `seq`.
+ * Publishing never blocks, fails or slows a call, whatever the subscribers do. Changes of state (a breaker opening, a
+ * key cooling) are kept apart from what comes with calls, however they end, so that a slow subscriber loses the events
+ * of calls before it loses changes; gaps show in `seq`.
  *
  * @since 0.1.0
  */
 import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
@@ -19,6 +20,8 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Fault from "./Fault.js"
+import type { ConfigurationError } from "./KeymeshError.js"
+import * as Checks from "./Settings.js"
 
 const base = {
   /** The pool's name. */
@@ -393,32 +396,51 @@ export interface Service {
 export class Telemetry extends Context.Tag("effect-keymesh/Telemetry")<Telemetry, Service>() {}
 
 /**
- * Settings of the service.
+ * Settings of the service. Changes of state are `circuit.*`, `provider.*`, `key.cooldown`, `key.disabled`, `key.added`,
+ * `key.removed`, `group.suspected` and `store.degraded`; every other event belongs to some call.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Options {
-  /** How many events of any kind a subscriber may lag behind before it loses some (default 4096). */
+  /** How many events of any kind a subscriber may lag behind before it loses some (default 4096, at least 1). */
   readonly capacity?: number | undefined
-  /** How many changes of state a subscriber may lag behind before it loses some (default 1024). */
+  /** How many changes of state a subscriber may lag behind before it loses some (default 1024, at least 1). */
   readonly changes?: number | undefined
-  /** How many past changes of state a new subscriber gets first (default 64). */
+  /** How many past changes of state a new subscriber gets first (default 64; 0: none). */
   readonly replay?: number | undefined
 }
 
 /**
- * Makes the service; it closes with its scope, which ends every stream.
+ * Makes the service; it closes with its scope, which ends every stream. Fails with `ConfigurationError`, which names
+ * the field, when a setting is unknown or is no whole number that can be used.
  *
  * @since 0.1.0
  * @category constructors
  */
-export const make = (options: Options = {}): Effect.Effect<Service, never, Scope.Scope> =>
+export const make = (options: Options = {}): Effect.Effect<Service, ConfigurationError, Scope.Scope> =>
+  Effect.flatMap(buffersOf(options), fromBuffers)
+
+type Buffers = { readonly [Name in keyof Options]-?: number }
+
+const defaultBuffers: Buffers = { capacity: 4096, changes: 1024, replay: 64 }
+
+const buffersOf = (options: Options): Checks.Checked<Buffers> =>
+  Either.gen(function*() {
+    yield* Checks.refuseUnknown(options, Object.keys(defaultBuffers), "")
+    return {
+      capacity: yield* Checks.integer(options.capacity ?? defaultBuffers.capacity, "capacity", 1),
+      changes: yield* Checks.integer(options.changes ?? defaultBuffers.changes, "changes", 1),
+      replay: yield* Checks.integer(options.replay ?? defaultBuffers.replay, "replay")
+    }
+  })
+
+const fromBuffers = (buffers: Buffers): Effect.Effect<Service, never, Scope.Scope> =>
   Effect.gen(function*() {
     // Sliding, with `publish`: under `dropping` a subscriber that never reads would starve one that does.
-    const all = yield* Effect.acquireRelease(PubSub.sliding<Event>(options.capacity ?? 4096), PubSub.shutdown)
+    const all = yield* Effect.acquireRelease(PubSub.sliding<Event>(buffers.capacity), PubSub.shutdown)
     const changes = yield* Effect.acquireRelease(
-      PubSub.sliding<Event>({ capacity: options.changes ?? 1024, replay: options.replay ?? 64 }),
+      PubSub.sliding<Event>({ capacity: buffers.changes, replay: buffers.replay }),
       PubSub.shutdown
     )
     // A cell rather than a Ref: `listened` is read on the path of every call, outside any effect.
@@ -463,9 +485,34 @@ interface Counters {
   readonly closed: boolean
 }
 
-/** Changes of state; everything else is one of many requests. */
-const isChange = (event: Event): boolean =>
-  !event._tag.startsWith("request.") && !event._tag.startsWith("call.") && event._tag !== "key.rotated"
+/**
+ * Which events tell of a change of state. The others come with calls, as many as there are calls: were one of them
+ * among the changes, a flood of calls would push the changes out. A record, so that no new event goes unsorted.
+ */
+const changesState: Readonly<Record<Event["_tag"], boolean>> = {
+  "request.start": false,
+  "request.success": false,
+  "request.fail": false,
+  "key.rotated": false,
+  "circuit.open": true,
+  "circuit.closed": true,
+  "circuit.half-open": true,
+  "all.exhausted": false,
+  "call.end": false,
+  "call.waiting": false,
+  "key.cooldown": true,
+  "key.disabled": true,
+  "key.added": true,
+  "key.removed": true,
+  "provider.open": true,
+  "provider.closed": true,
+  "pool.floor": false,
+  "group.suspected": true,
+  "budget.denied": false,
+  "store.degraded": true
+}
+
+const isChange = (event: Event): boolean => changesState[event._tag]
 
 /**
  * One stream from both buffers, by number. Every event goes through `all`; `changes` fills in what `all` lost. So it is
@@ -513,15 +560,16 @@ const inOrder = (
  * @since 0.1.0
  * @category layers
  */
-export const layer: Layer.Layer<Telemetry> = Layer.scoped(Telemetry, make())
+export const layer: Layer.Layer<Telemetry> = Layer.scoped(Telemetry, fromBuffers(defaultBuffers))
 
 /**
- * The service with settings. Make it once and share the layer.
+ * The service with settings. Make it once and share the layer. Fails as `make` does.
  *
  * @since 0.1.0
  * @category layers
  */
-export const layerWith = (options: Options): Layer.Layer<Telemetry> => Layer.scoped(Telemetry, make(options))
+export const layerWith = (options: Options): Layer.Layer<Telemetry, ConfigurationError> =>
+  Layer.scoped(Telemetry, make(options))
 
 /**
  * The events from now on, after the latest changes of state.
@@ -546,6 +594,7 @@ export const stream: Stream.Stream<Event, never, Telemetry> = Stream.unwrap(
 
 /**
  * Runs an effect for each event, in order, for as long as the layer lives. It is subscribed before the layer is ready.
+ * An effect that dies is logged as an error through Effect's logger, and the next event comes all the same.
  *
  * @since 0.1.0
  * @category layers
@@ -555,12 +604,23 @@ export const layerForEach = <R>(
 ): Layer.Layer<never, never, Telemetry | Exclude<R, Scope.Scope>> =>
   Layer.scopedDiscard(Effect.gen(function*() {
     const events = yield* Effect.flatMap(Telemetry, (telemetry) => telemetry.subscribe)
-    yield* Effect.forkScoped(Stream.runForEach(events, f))
+    const each = (event: Event) =>
+      Effect.suspend(() => f(event)).pipe(
+        Effect.catchAllCause((cause) =>
+          Effect.annotateLogs(Effect.logError(`What should run for the event ${event._tag} died`, cause), {
+            pool: event.pool,
+            seq: event.seq
+          })
+        ),
+        // Only the logger itself is left to have died, and there is nobody to tell.
+        Effect.catchAllCause(() => Effect.void)
+      )
+    yield* Effect.forkScoped(Stream.runForEach(events, each))
   }))
 
 /**
- * Logs every event through Effect's logger: failures and exhaustion as warnings, changes of state at info, requests at
- * debug; the event is the log's annotations, its tag the message.
+ * Logs every event through Effect's logger: failures and exhaustion as warnings, changes of state, `pool.floor` and
+ * `budget.denied` at info, other events of calls at debug; the event is the log's annotations, its tag the message.
  *
  * @since 0.1.0
  * @category layers
@@ -569,13 +629,13 @@ export const layerLogger: Layer.Layer<never, never, Telemetry> = layerForEach((e
   const { _tag, ...fields } = encode(event)
   const log = warned.has(_tag)
     ? Effect.logWarning(_tag)
-    : isChange(event)
+    : isChange(event) || informed.has(_tag)
     ? Effect.logInfo(_tag)
     : Effect.logDebug(_tag)
   return Effect.annotateLogs(log, { ...fields })
 })
 
-const warned: ReadonlySet<string> = new Set([
+const warned: ReadonlySet<Event["_tag"]> = new Set([
   "request.fail",
   "circuit.open",
   "all.exhausted",
@@ -583,3 +643,6 @@ const warned: ReadonlySet<string> = new Set([
   "store.degraded",
   "key.disabled"
 ])
+
+/** What comes with calls, and still is worth a line. */
+const informed: ReadonlySet<Event["_tag"]> = new Set(["pool.floor", "budget.denied"])

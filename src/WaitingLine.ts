@@ -5,10 +5,12 @@
  */
 import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
-import type * as Order from "effect/Order"
 import * as RedBlackTree from "effect/RedBlackTree"
+import type * as KeyState from "./KeyState.js"
 import * as Leasing from "./Leasing.js"
+import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
+import * as SlotMap from "./SlotMap.js"
 import type * as Telemetry from "./Telemetry.js"
 
 /**
@@ -48,31 +50,34 @@ export const acquire = (
 } => {
   if (before.rest.closed) return { state: before, answers: [], events: PoolState.noEvents, outcome: "closed" }
   const served = dispatch(config, before, now)
-  const leased = Leasing.lease(config, served.state, request, now)
+  const lane = laneOf(request)
+  const queue = HashMap.get(served.state.rest.lanes, lane)
+  // Whoever waits there could not be served: no more can a newcomer.
+  const leased: Leasing.Leased = queue._tag === "Some"
+    ? { state: served.state, lease: undefined, events: PoolState.noEvents }
+    : Leasing.lease(config, served.state, request, now)
   const events = served.events.length === 0 ? leased.events : [...served.events, ...leased.events]
   const answers = served.answers
   if (leased.lease !== undefined) return { state: leased.state, answers, events, outcome: leased.lease }
-  const opens = PoolState.opening(config, leased.state, request, now)
+  const view = served.state.rest.line.view
+  const seen = queue._tag === "Some" && view !== undefined ? HashMap.get(view.lanes, lane) : Option.none()
+  const opens = seen._tag === "Some"
+    ? openingOf(config, leased.state, seen.value, now)
+    : PoolState.opening(config, leased.state, request, now)
   const call = request.call === 0 ? leased.state.calls + 1 : request.call
   const counted = request.call === 0 ? { ...leased.state, calls: call } : leased.state
   if (wait.until <= now || isHopeless(opens, wait.until)) return { state: counted, answers, events, outcome: "refused" }
   if (counted.rest.waiting >= config.maxWaiters) return { state: counted, answers, events, outcome: "full" }
   const waiter: PoolState.Waiter = { request: { ...request, call }, since: now, until: wait.until, answer: wait.answer }
-  const lane = laneOf(waiter.request)
-  const queue = Option.getOrElse(
-    HashMap.get(counted.rest.lanes, lane),
-    () => RedBlackTree.empty<number, PoolState.Waiter>(byNumber)
-  )
-  const rest: PoolState.Rest = {
-    ...counted.rest,
-    lanes: HashMap.set(counted.rest.lanes, lane, RedBlackTree.insert(queue, call, waiter)),
-    waiting: counted.rest.waiting + 1
-  }
-  return { state: { ...counted, rest }, answers, events, outcome: waiter }
+  return { state: withWaiter(counted, waiter), answers, events, outcome: waiter }
 }
 
 /**
  * Serves those who wait, in order, as far as keys can serve; refuses those whose wait cannot end in time.
+ *
+ * Most lanes are usual ones: nothing is held against a key for their model, so that what blocks one of them blocks them
+ * all, and none of the others is looked at. Of the lanes that differ it is remembered when they open, and only the keys
+ * that changed since are looked at again.
  *
  * @since 0.1.0
  * @category steps
@@ -80,33 +85,33 @@ export const acquire = (
 export const dispatch = (config: PoolState.Config, state: PoolState.PoolState, now: number): Dispatched => {
   if (state.rest.waiting === 0) return { state, answers: [], events: PoolState.noEvents }
   const answers: Array<Answer> = []
-  const events: Array<Telemetry.Unnumbered> = []
-  const blocked = new Set<string>()
-  let next = state
-  for (let head = firstWaiter(next, blocked); head !== undefined; head = firstWaiter(next, blocked)) {
-    const { lane, waiter } = head
-    // Too late: it does not hold up the next in line.
-    if (next.rest.closed || now > waiter.until) {
-      next = withoutWaiter(next, waiter)
-      answers.push({ _tag: "Refused", waiter })
-      continue
-    }
-    const leased = Leasing.lease(config, next, waiter.request, now)
-    next = leased.state
-    if (leased.lease !== undefined) {
-      next = withoutWaiter(next, waiter)
-      answers.push({ _tag: "Granted", waiter, lease: leased.lease })
-      events.push(...leased.events)
-      continue
-    }
-    blocked.add(lane)
-    const opens = PoolState.opening(config, next, waiter.request, now)
-    for (const other of waitersOf(next, lane)) {
-      if (now < other.until && !isHopeless(opens, other.until)) continue
-      next = withoutWaiter(next, other)
-      answers.push({ _tag: "Refused", waiter: other })
-    }
+  if (state.rest.closed) {
+    return { state: refuseWhile(state, () => true, answers), answers, events: PoolState.noEvents }
   }
+  const events: Array<Telemetry.Unnumbered> = []
+  // Too late: they do not hold up the next in line.
+  let next = refuseWhile(state, (until) => until < now, answers)
+  next = look(config, now >= next.nextOpening ? Places.reopen(config, next, now) : next, now)
+  const blocked = new Set<string>()
+  let usualBlocked = false
+  while (next.rest.waiting > 0) {
+    const usual = usualBlocked ? undefined : firstUsual(next)
+    const own = firstOwn(config, next, blocked, now)
+    const head = own === undefined || (usual !== undefined && usual.request.call < own.request.call) ? usual : own
+    if (head === undefined) break
+    const leased = Leasing.lease(config, next, head.request, now)
+    if (leased.lease === undefined) {
+      next = leased.state
+      if (head === usual) usualBlocked = true
+      else blocked.add(laneOf(head.request))
+      continue
+    }
+    next = look(config, withoutWaiter(leased.state, head), now)
+    answers.push({ _tag: "Granted", waiter: head, lease: leased.lease })
+    events.push(...leased.events)
+  }
+  next = refuseWhile(next, (until) => until <= now, answers)
+  next = refuseHopeless(config, next, now, answers)
   return { state: next, answers, events }
 }
 
@@ -140,11 +145,33 @@ export const withoutWaiter = (state: PoolState.PoolState, waiter: PoolState.Wait
   const lane = laneOf(waiter.request)
   const queue = HashMap.get(state.rest.lanes, lane)
   if (queue._tag === "None" || !RedBlackTree.has(queue.value, waiter.request.call)) return state
-  const left = RedBlackTree.removeFirst(queue.value, waiter.request.call)
-  const lanes = RedBlackTree.size(left) === 0
-    ? HashMap.remove(state.rest.lanes, lane)
-    : HashMap.set(state.rest.lanes, lane, left)
-  return { ...state, rest: { ...state.rest, lanes, waiting: state.rest.waiting - 1 } }
+  const { call } = waiter.request
+  const { line } = state.rest
+  const left = RedBlackTree.removeFirst(queue.value, call)
+  const isLast = RedBlackTree.size(left) === 0
+  let heads = line.heads
+  if (RedBlackTree.has(heads, call)) {
+    heads = RedBlackTree.removeFirst(heads, call)
+    const head = RedBlackTree.first(left)
+    if (head._tag === "Some") heads = RedBlackTree.insert(heads, head.value[0], lane)
+  }
+  return {
+    ...state,
+    rest: {
+      ...state.rest,
+      lanes: isLast ? HashMap.remove(state.rest.lanes, lane) : HashMap.set(state.rest.lanes, lane, left),
+      waiting: state.rest.waiting - 1,
+      line: {
+        heads,
+        ends: withoutEnd(line.ends, waiter),
+        picky: isLast && waiter.request.only !== undefined ? HashMap.remove(line.picky, lane) : line.picky,
+        view: isLast && line.view !== undefined && HashMap.has(line.view.lanes, lane)
+          ? { ...line.view, lanes: HashMap.remove(line.view.lanes, lane) }
+          : line.view,
+        usualFrom: line.usualFrom
+      }
+    }
+  }
 }
 
 /**
@@ -166,42 +193,326 @@ export const isWaiting = (state: PoolState.PoolState, waiter: PoolState.Waiter):
  */
 export const nextWake = (config: PoolState.Config, state: PoolState.PoolState, now: number): number => {
   if (state.rest.waiting === 0) return Infinity
-  let at = Infinity
-  for (const [, queue] of state.rest.lanes) {
-    const head = RedBlackTree.first(queue)
-    if (head._tag === "Some") at = Math.min(at, PoolState.opening(config, state, head.value[1].request, now).at)
-    for (const waiter of RedBlackTree.values(queue)) at = Math.min(at, waiter.until)
+  const looked = look(config, state, now)
+  const end = RedBlackTree.first(looked.rest.line.ends)
+  let at = end._tag === "Some" ? end.value[0] : Infinity
+  for (const [, lane] of viewOf(looked)) at = Math.min(at, openingOf(config, looked, lane, now).at)
+  const usual = firstUsual(looked)
+  return usual === undefined ? at : Math.min(at, PoolState.opening(config, looked, anyModel, now).at)
+}
+
+// --------------------------------------------------------------------------------------------------------------- lanes
+
+/** The waiters of a lane want the same keys, so that what blocks its head blocks it whole. */
+const laneOf = (request: PoolState.Request): string =>
+  `${request.only === undefined ? "" : request.call}\n${request.model ?? ""}`
+
+const withWaiter = (state: PoolState.PoolState, waiter: PoolState.Waiter): PoolState.PoolState => {
+  const { request, until } = waiter
+  const { line } = state.rest
+  const lane = laneOf(request)
+  const queue = Option.getOrElse(
+    HashMap.get(state.rest.lanes, lane),
+    () => RedBlackTree.empty<number, PoolState.Waiter>(PoolState.byNumber)
+  )
+  const before = Option.getOrUndefined(RedBlackTree.first(queue))?.[0]
+  let heads = line.heads
+  if (before === undefined || request.call < before) {
+    if (before !== undefined) heads = RedBlackTree.removeFirst(heads, before)
+    heads = RedBlackTree.insert(heads, request.call, lane)
   }
-  return at
+  const own = line.view === undefined ? undefined : Option.getOrUndefined(HashMap.get(line.view.lanes, lane))
+  return {
+    ...state,
+    rest: {
+      ...state.rest,
+      lanes: HashMap.set(state.rest.lanes, lane, RedBlackTree.insert(queue, request.call, waiter)),
+      waiting: state.rest.waiting + 1,
+      line: {
+        heads,
+        ends: withEnd(line.ends, waiter),
+        picky: request.only === undefined ? line.picky : HashMap.set(line.picky, lane, true),
+        view: line.view !== undefined && own !== undefined && until < own.from
+          ? { ...line.view, lanes: HashMap.set(line.view.lanes, lane, { ...own, from: until }) }
+          : line.view,
+        usualFrom: Math.min(line.usualFrom, until)
+      }
+    }
+  }
+}
+
+type Ends = PoolState.Line["ends"]
+
+const endsAt = (ends: Ends, until: number) =>
+  Option.getOrElse(RedBlackTree.findFirst(ends, until), () => HashMap.empty<number, PoolState.Waiter>())
+
+const withEnd = (ends: Ends, waiter: PoolState.Waiter): Ends =>
+  RedBlackTree.insert(
+    RedBlackTree.removeFirst(ends, waiter.until),
+    waiter.until,
+    HashMap.set(endsAt(ends, waiter.until), waiter.request.call, waiter)
+  )
+
+const withoutEnd = (ends: Ends, waiter: PoolState.Waiter): Ends => {
+  const others = HashMap.remove(endsAt(ends, waiter.until), waiter.request.call)
+  const without = RedBlackTree.removeFirst(ends, waiter.until)
+  return HashMap.size(others) === 0 ? without : RedBlackTree.insert(without, waiter.until, others)
+}
+
+/** Of the lanes that are like any other, the waiter of the oldest call. */
+const firstUsual = (state: PoolState.PoolState): PoolState.Waiter | undefined => {
+  const own = state.rest.line.view?.lanes
+  for (const [, lane] of state.rest.line.heads) {
+    if (own === undefined || !HashMap.has(own, lane)) return headOf(state, lane)
+  }
+  return undefined
+}
+
+/** Of the lanes that differ and may be open, the waiter of the oldest call. */
+const firstOwn = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  blocked: ReadonlySet<string>,
+  now: number
+): PoolState.Waiter | undefined => {
+  let first: PoolState.Waiter | undefined
+  for (const [lane, view] of viewOf(state)) {
+    if (blocked.has(lane) || openingOf(config, state, view, now).at > now) continue
+    const head = headOf(state, lane)
+    if (head !== undefined && (first === undefined || head.request.call < first.request.call)) first = head
+  }
+  return first
+}
+
+const headOf = (state: PoolState.PoolState, lane: string): PoolState.Waiter | undefined => {
+  const queue = HashMap.get(state.rest.lanes, lane)
+  return queue._tag === "None" ? undefined : Option.getOrUndefined(RedBlackTree.first(queue.value))?.[1]
+}
+
+// ------------------------------------------------------------------------------------------------------------ refusals
+
+const refuse = (
+  state: PoolState.PoolState,
+  waiters: Iterable<PoolState.Waiter>,
+  answers: Array<Answer>
+): PoolState.PoolState => {
+  let next = state
+  for (const waiter of waiters) {
+    next = withoutWaiter(next, waiter)
+    answers.push({ _tag: "Refused", waiter })
+  }
+  return next
+}
+
+/** Refuses those who give up first, as long as their end `isOver`. */
+const refuseWhile = (
+  state: PoolState.PoolState,
+  isOver: (until: number) => boolean,
+  answers: Array<Answer>
+): PoolState.PoolState => {
+  let next = state
+  for (const [until, waiters] of state.rest.line.ends) {
+    if (!isOver(until)) break
+    next = refuse(next, HashMap.values(waiters), answers)
+  }
+  return next
 }
 
 /** Whether a wait until then cannot end well. */
 const isHopeless = ({ earliest }: PoolState.OpeningTime, until: number): boolean =>
   earliest > until || earliest === Infinity
 
-/** The waiters of a lane want the same PoolState.keys, so that what blocks its head blocks it whole. */
-const laneOf = (request: PoolState.Request): string =>
-  `${request.only === undefined ? "" : request.call}\n${request.model ?? ""}`
-
-const waitersOf = (state: PoolState.PoolState, lane: string): ReadonlyArray<PoolState.Waiter> => {
-  const queue = HashMap.get(state.rest.lanes, lane)
-  return queue._tag === "None" ? [] : [...RedBlackTree.values(queue.value)]
-}
-
-/** The waiter of the oldest call among the lanes that are not blocked. */
-const firstWaiter = (
+/** Refuses those whose wait cannot end well; looks at them only where that may have become so since the last time. */
+const refuseHopeless = (
+  config: PoolState.Config,
   state: PoolState.PoolState,
-  blocked: ReadonlySet<string>
-): { readonly lane: string; readonly waiter: PoolState.Waiter } | undefined => {
-  let first: { readonly lane: string; readonly waiter: PoolState.Waiter } | undefined
-  for (const [lane, queue] of state.rest.lanes) {
-    if (blocked.has(lane)) continue
-    const head = RedBlackTree.first(queue)
-    if (head._tag === "Some" && (first === undefined || head.value[0] < first.waiter.request.call)) {
-      first = { lane, waiter: head.value[1] }
+  now: number,
+  answers: Array<Answer>
+): PoolState.PoolState => {
+  if (state.rest.waiting === 0) return state
+  let next = state
+  const own = state.rest.line.view?.lanes
+  for (const [lane, view] of viewOf(state)) {
+    const opens = openingOf(config, state, view, now)
+    if (opens.earliest > view.from) {
+      const queue = HashMap.get(next.rest.lanes, lane)
+      const waiters = queue._tag === "None" ? [] : [...RedBlackTree.values(queue.value)]
+      next = refuse(next, waiters.filter(({ until }) => isHopeless(opens, until)), answers)
+    }
+    next = withLane(next, lane, opens.earliest)
+  }
+  const opens = PoolState.opening(config, next, anyModel, now)
+  if (opens.earliest > next.rest.line.usualFrom) {
+    for (const [until, waiters] of next.rest.line.ends) {
+      if (!isHopeless(opens, until)) break
+      const usual = [...HashMap.values(waiters)].filter(({ request }) =>
+        own === undefined || !HashMap.has(own, laneOf(request))
+      )
+      next = refuse(next, usual, answers)
     }
   }
-  return first
+  return opens.earliest === next.rest.line.usualFrom
+    ? next
+    : { ...next, rest: { ...next.rest, line: { ...next.rest.line, usualFrom: opens.earliest } } }
 }
 
-const byNumber: Order.Order<number> = (a, b) => a < b ? -1 : a > b ? 1 : 0
+/** Remembers that a lane holds nobody any more who gives up before `from`. */
+const withLane = (state: PoolState.PoolState, lane: string, from: number): PoolState.PoolState => {
+  const { line } = state.rest
+  const found = line.view === undefined ? Option.none() : HashMap.get(line.view.lanes, lane)
+  if (line.view === undefined || found._tag === "None" || found.value.from === from) return state
+  const view = { ...line.view, lanes: HashMap.set(line.view.lanes, lane, { ...found.value, from }) }
+  return { ...state, rest: { ...state.rest, line: { ...line, view } } }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- view
+
+/** The lanes that differ from the others. */
+const ownLanes = (state: PoolState.PoolState): ReadonlyArray<string> => {
+  const { lanes, line: { picky }, models, restricted } = state.rest
+  if (!restricted && HashMap.size(models) === 0) return [...HashMap.keys(picky)]
+  const isOwn = (lane: string): boolean => {
+    const head = headOf(state, lane)
+    return head !== undefined && (head.request.only !== undefined ||
+      (head.request.model !== undefined && (restricted || HashMap.has(models, head.request.model))))
+  }
+  return restricted || HashMap.size(lanes) <= HashMap.size(models)
+    ? [...HashMap.keys(lanes)].filter(isOwn)
+    : [...HashMap.keys(picky), ...[...HashMap.keys(models)].map((model) => `\n${model}`).filter(isOwn)]
+}
+
+/** Brings up to date what is known of the lanes that differ. */
+const look = (config: PoolState.Config, state: PoolState.PoolState, now: number): PoolState.PoolState => {
+  const { line, waiting } = state.rest
+  const { view } = line
+  const own = waiting === 0 ? [] : ownLanes(state)
+  if (own.length === 0) {
+    return view === undefined
+      ? state
+      : { ...state, rest: { ...state.rest, line: { ...line, view: undefined, usualFrom: -Infinity } } }
+  }
+  const { groups, models, restricted } = state.rest
+  const isSame = view !== undefined && view.restricted === restricted && view.groups === groups
+  const changed = view === undefined ? [] : SlotMap.changes(view.slots, state.slots)
+  let lanes: PoolState.View["lanes"] = HashMap.empty()
+  if (view !== undefined) {
+    lanes = view.lanes
+    // Who no longer differs is one of the usual.
+    if (HashMap.size(lanes) > 0) {
+      const current = new Set(own)
+      for (const lane of HashMap.keys(lanes)) if (!current.has(lane)) lanes = HashMap.remove(lanes, lane)
+    }
+  }
+  for (const lane of own) {
+    const known = Option.getOrUndefined(HashMap.get(lanes, lane))
+    const request = known?.request ?? headOf(state, lane)?.request
+    if (request === undefined) continue
+    const stays = known !== undefined && isSame && now < known.at && changed.length <= manyChanges &&
+      (request.model === undefined || benchesOf(view.models, request.model) === benchesOf(models, request.model))
+    const seen = stays ? recall(config, state, known, changed, now) : undefined
+    const after = seen ?? survey(config, state, request, known?.from ?? -Infinity, now)
+    if (after !== known) lanes = HashMap.set(lanes, lane, after)
+  }
+  const isUsualSame = view !== undefined && view.restricted === restricted && view.models === models &&
+    HashMap.size(view.lanes) === HashMap.size(lanes)
+  return {
+    ...state,
+    rest: {
+      ...state.rest,
+      line: {
+        ...line,
+        view: { slots: state.slots, groups, models, restricted, lanes },
+        usualFrom: isUsualSame ? line.usualFrom : -Infinity
+      }
+    }
+  }
+}
+
+const benchesOf = (models: PoolState.Rest["models"], model: string) => Option.getOrUndefined(HashMap.get(models, model))
+
+const viewOf = (state: PoolState.PoolState): Iterable<readonly [string, PoolState.LaneView]> =>
+  state.rest.line.view?.lanes ?? []
+
+/** When a lane opens, by what is known of it. */
+const openingOf = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  view: PoolState.LaneView,
+  now: number
+): PoolState.OpeningTime =>
+  view.open.length > 0 ? { at: now, earliest: now } : PoolState.withFloor(config, state, view, now)
+
+/** All keys, looked at for one lane. */
+const survey = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  { model, only }: PoolState.LaneView["request"],
+  from: number,
+  now: number
+): PoolState.LaneView => {
+  const open: Array<number> = []
+  let nearest: Omit<PoolState.LaneView, "request" | "open" | "from"> = {
+    at: Infinity,
+    earliest: Infinity,
+    breakableAt: Infinity,
+    atSlot: -1,
+    earliestSlot: -1
+  }
+  SlotMap.find(state.slots, (key) => {
+    if (only?.(key.key) === false) return false
+    const closed = PoolState.requestGate(config, state, key, model, now)
+    if (closed === undefined) open.push(key.slot)
+    else nearest = nearer(nearest, closed, key.slot)
+    return false
+  })
+  return { ...nearest, request: { model, only }, open, from }
+}
+
+/** A lane after some keys changed; `undefined` when the nearest of them went away, so that all must be looked at. */
+const recall = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  known: PoolState.LaneView,
+  changed: ReadonlyArray<number>,
+  now: number
+): PoolState.LaneView | undefined => {
+  const { model, only } = known.request
+  let view = known
+  for (const slot of changed) {
+    const key = SlotMap.get(state.slots, slot)
+    const suits = key !== undefined && only?.(key.key) !== false
+    const closed = suits ? PoolState.requestGate(config, state, key, model, now) : never
+    const wasOpen = view.open.includes(slot)
+    if (closed === undefined) {
+      if (!wasOpen) view = { ...view, open: [...view.open, slot] }
+      continue
+    }
+    if (wasOpen) view = { ...view, open: view.open.filter((other) => other !== slot) }
+    if (slot === view.atSlot && (closed.until !== view.at || closed.breakableAt !== view.breakableAt)) return undefined
+    if (slot === view.earliestSlot && closed.earliest > view.earliest) return undefined
+    view = nearer(view, closed, slot)
+  }
+  return view
+}
+
+const nearer = <A extends Omit<PoolState.LaneView, "request" | "open" | "from">>(
+  view: A,
+  { breakableAt, earliest, until }: Pick<KeyState.Closed, "until" | "earliest" | "breakableAt">,
+  slot: number
+): A => {
+  // Of keys that open at the same time the first counts.
+  const isFirst = until < view.at || (until === view.at && until !== Infinity && slot < view.atSlot)
+  const isEarlier = earliest < view.earliest
+  return !isFirst && !isEarlier ? view : {
+    ...view,
+    ...(isFirst ? { at: until, breakableAt, atSlot: slot } : {}),
+    ...(isEarlier ? { earliest, earliestSlot: slot } : {})
+  }
+}
+
+const never = { until: Infinity, earliest: Infinity, breakableAt: Infinity }
+
+/** With more changes than this it is quicker to look at all keys. */
+const manyChanges = 64
+
+const anyModel = { model: undefined, only: undefined }

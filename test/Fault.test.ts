@@ -8,7 +8,7 @@ import * as Fault from "../src/Fault.js"
 type Prior = Pick<Fault.Fault, "scope" | "retryable" | "failover" | "unprocessed">
 
 const priors: Readonly<Record<Fault.Kind, Prior>> = {
-  RateLimited: { scope: "key", retryable: true, failover: true, unprocessed: true },
+  RateLimited: { scope: "group", retryable: true, failover: true, unprocessed: true },
   QuotaExhausted: { scope: "group", retryable: false, failover: true, unprocessed: true },
   Unauthorized: { scope: "key", retryable: false, failover: true, unprocessed: true },
   Forbidden: { scope: "key", retryable: false, failover: true, unprocessed: true },

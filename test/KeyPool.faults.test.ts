@@ -110,6 +110,17 @@ describe("fault table", () => {
       assert.strictEqual(yield* closedFor(pool, "a"), 1 * second)
     }))
 
+  test("RateLimited: a limit told to one key holds for its group, whatever said so", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("abc", { a: inGroup, b: inGroup }), ...plain, ...once })
+      const answer = yield* pool.run((lease) =>
+        lease.key.label === "c" ? Effect.succeed("c") : Effect.fail({ status: 429, retryAfter: 5_000 })
+      )
+      assert.strictEqual(answer, "c")
+      assert.deepStrictEqual(yield* closedLabels(pool), ["a", "b"])
+      assert.strictEqual(yield* closedFor(pool, "b"), 5_020)
+    }))
+
   test("RateLimited: a guess counts once on the breaker, however many answers bring it", () =>
     Effect.gen(function*() {
       const pool = yield* KeyPool.make({ keys: keys("a"), ...plain })

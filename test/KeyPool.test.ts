@@ -252,6 +252,28 @@ describe("breaker", () => {
     })
   const halfOpen = halfOpenAs("first")
 
+  test("B2: a fault during the slow return begins it anew, it lets nobody out", () =>
+    Effect.gen(function*() {
+      const running = yield* Ref.make(0)
+      const pool = yield* KeyPool.make({ keys: keys("a"), ...plain, ...once })
+      yield* trip(pool, "a")
+      yield* TestClock.adjust("30 seconds")
+      const answers = yield* Ref.make(0)
+      const slow = pool.run(() =>
+        Effect.flatMap(Ref.updateAndGet(answers, (n) => n + 1), (n) =>
+          Effect.acquireUseRelease(
+            Ref.update(running, (n) => n + 1),
+            () => Effect.zipRight(Effect.sleep(50), n === 2 ? bad("ServerError").exit : Effect.void),
+            () => Ref.update(running, (n) => n - 1)
+          ))
+      )
+      yield* Effect.forEach(Array.from({ length: 50 }), () => Effect.fork(Effect.exit(slow)))
+      yield* TestClock.adjust(50)
+      assert.strictEqual(yield* Ref.get(answers), 2, "after the probe one may run")
+      yield* TestClock.adjust(50)
+      assert.strictEqual(yield* Ref.get(running), 1, "the fault has let nobody out")
+    }))
+
   test("B3: the probe is decided at commit, not at the end", () =>
     Effect.gen(function*() {
       const pool = yield* halfOpen
@@ -646,6 +668,20 @@ describe("keys at run time", () => {
       yield* pool.reset(id)
       const last = (yield* snapshots).at(-1)
       assert.isUndefined(last?.keys[0]?.closed, "a reset is a change")
+    }))
+
+  test("changes: a key that came back by time is told of, calls at the limit are not", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("a", { a: { limits: { concurrency: 1 } } }), ...plain })
+      const snapshots = yield* seen(pool.changes)
+      yield* pool.run(labelOf)
+      yield* pool.run(labelOf)
+      assert.strictEqual((yield* snapshots).length, 1)
+      yield* report(pool, "a", "RateLimited", { wait: "5 seconds" })
+      assert.strictEqual((yield* snapshots).at(-1)?.keys[0]?.closed?.gate, "cooldown")
+      yield* TestClock.adjust("6 seconds")
+      yield* pool.run(labelOf)
+      assert.isUndefined((yield* snapshots).at(-1)?.keys[0]?.closed)
     }))
 
   test("changes: what happens while the first snapshot is read is not lost", () =>

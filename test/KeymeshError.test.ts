@@ -38,7 +38,13 @@ const exhausted = (more: Partial<ConstructorParameters<typeof KeymeshError.AllKe
 
 const errors = {
   AllKeysExhausted: exhausted(),
-  BudgetExceeded: new KeymeshError.BudgetExceeded({ pool: "openai", budget: Duration.minutes(1), fault, trail }),
+  BudgetExceeded: new KeymeshError.BudgetExceeded({
+    of: "call",
+    pool: "openai",
+    budget: Duration.minutes(1),
+    fault,
+    trail
+  }),
   DeadlineExceeded: new KeymeshError.DeadlineExceeded({ pool: "openai", deadline: Duration.seconds(5), trail }),
   PoolClosed: new KeymeshError.PoolClosed({ pool: "openai", trail }),
   ProviderError: new KeymeshError.ProviderError({
@@ -96,7 +102,11 @@ describe("messages", () => {
       "overloaded",
       "Raise"
     )
-    const one = new KeymeshError.BudgetExceeded({ ...errors.BudgetExceeded, fault: undefined, trail: trailOf(1) })
+    const one = new KeymeshError.BudgetExceeded({
+      ...errors.BudgetExceeded,
+      fault: undefined,
+      trail: trailOf(1)
+    })
     includes(one.message, "after 1 attempt.")
   })
 

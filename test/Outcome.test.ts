@@ -1,9 +1,11 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
 import * as Exit from "effect/Exit"
 import * as FastCheck from "effect/FastCheck"
 import * as FiberId from "effect/FiberId"
 import * as Fault from "../src/Fault.js"
+import * as KeymeshError from "../src/KeymeshError.js"
 import * as Outcome from "../src/Outcome.js"
 
 const kindOf = (error: unknown) => {
@@ -68,5 +70,32 @@ describe("Outcome", () => {
 
   it.prop("fromError never throws", [FastCheck.anything()], ([error]) => {
     assert.include(["Fault", "Ignored"], Outcome.fromError(error)._tag)
+  })
+
+  it("F3: the wait beside a status is read, in every place in which errors carry it", () => {
+    const headers = { "retry-after": "2" }
+    const dates = { date: "Sun, 22 Nov 2026 12:00:00 GMT", "retry-after": "Sun, 22 Nov 2026 12:00:30 GMT" }
+    const waits: ReadonlyArray<readonly [unknown, number | undefined]> = [
+      [{ status: 429, waitMillis: 700 }, 700],
+      [{ status: 429, retryAfter: 30_000 }, 30_000],
+      [{ status: 429, retryAfter: Duration.seconds(3) }, 3_000],
+      [{ status: 429, headers }, 2_000],
+      [{ status: 429, headers: new Headers(headers) }, 2_000],
+      [{ response: { status: 429, headers } }, 2_000],
+      [{ status: 429, headers: { ...headers, "retry-after-ms": "1500" } }, 1_500],
+      [{ status: 429, headers: dates }, 30_000],
+      [{ status: 429, headers: { "retry-after": "soon" } }, undefined],
+      [{ status: 429, retryAfter: -1 }, undefined],
+      [{ status: 429 }, undefined]
+    ]
+    for (const [error, wait] of waits) {
+      const outcome = Outcome.fromError(error)
+      assert.strictEqual(outcome._tag === "Fault" ? outcome.fault.waitMillis : -1, wait)
+    }
+  })
+
+  it("C7: an error of a pool inside says nothing of this pool's keys", () => {
+    const inner = new KeymeshError.PoolClosed({ pool: "inner", trail: KeymeshError.emptyTrail })
+    assert.strictEqual(Outcome.fromError(inner)._tag, "Ignored")
   })
 })

@@ -177,7 +177,7 @@ describe("P1", () => {
   it("P1: the wall clock of the store counts: time that passed meanwhile has passed", () => {
     const { state } = lived([{
       model: undefined,
-      outcome: Outcome.fault(Fault.make("RateLimited", { wait: "1 minute" })),
+      outcome: Outcome.fault(Fault.make("RateLimited", { scope: "key", wait: "1 minute" })),
       after: 0
     }])
     const record = kept(PoolRecord.fromState(state, 0, 1_000_000))
@@ -193,6 +193,26 @@ describe("P1", () => {
     assert.strictEqual(waitOf(7, 1_000_000 - 7), 60_020)
     assert.strictEqual(waitOf(7, 0), 60_020)
     assert.strictEqual(waitOf(7, 9_000_000), 0)
+  })
+
+  it("F5, P1: what made a wait firm is kept: the floor breaks neither it, nor a guess in the moment it is restored", () => {
+    const { config, keys } = resolvedOf(["sk-one"], { cooldowns: { rateLimited: { first: "60 seconds" }, jitter: 0 } })
+    const empty = PoolKeys.make(config, keys, 0)
+    const told = Outcome.fault(Fault.make("RateLimited", { scope: "key", wait: "30 seconds" }))
+    const guessed = Outcome.fault(Fault.make("RateLimited", { scope: "key" }))
+    const request = { call: 0, model: undefined, avoid: [], only: undefined, rotation: false, random: 0 }
+    const first = Leasing.lease(config, empty, request, 0)
+    const second = Leasing.lease(config, first.state, request, 0)
+    assert(first.lease !== undefined && second.lease !== undefined)
+    const one = Settling.settle(config, second.state, first.lease, told, true, 0, 0).state
+    const both = Settling.settle(config, one, second.lease, guessed, true, 0, 0).state
+    const back = PoolRecord.restore(config, empty, kept(PoolRecord.fromState(both, 10_000, 0)), 10_000, 0)
+    assert.isUndefined(Leasing.lease(config, back, request, 20_000).lease, "told until 30.02 s")
+    assert.isTrue(Leasing.lease(config, back, request, 30_020).lease?.floor)
+    const guess = Settling.settle(config, first.state, first.lease, guessed, true, 0, 0).state
+    const later = PoolRecord.restore(config, empty, kept(PoolRecord.fromState(guess, 10_000, 0)), 10_000, 0)
+    assert.isUndefined(Leasing.lease(config, later, request, 10_000).lease)
+    assert.isTrue(Leasing.lease(config, later, request, 11_000).lease?.floor)
   })
 
   it("P1: a key serves again when its wait is over, and not before", () => {

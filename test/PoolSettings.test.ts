@@ -22,6 +22,7 @@ const resolved = (settings: Partial<PoolSettings.Settings>) =>
 
 /** What no duration is, in any form. */
 const noDuration: ReadonlyArray<unknown> = [-1, Number.NaN, "soon", "-1 second", true, {}, []]
+const noPause: ReadonlyArray<unknown> = [0, "0 millis", Infinity, Duration.infinity, ...noDuration]
 const noCount: ReadonlyArray<unknown> = [-1, 1.5, Number.NaN, Infinity, "5", true, {}]
 const noNumber: ReadonlyArray<unknown> = [-1, Number.NaN, Infinity, "5", true, {}]
 const noRecord: ReadonlyArray<unknown> = [5, "x", true, []]
@@ -49,7 +50,8 @@ const wrong: Readonly<Record<string, ReadonlyArray<unknown>>> = {
   "breaker.rate.siblingFactor": noNumber,
   retry: [5, "exponential", {}, false],
   budget: noDuration,
-  deadline: noDuration,
+  // Beyond the longest timer a deadline would never come.
+  deadline: ["25 days", 2 ** 31, Duration.days(100), ...noDuration],
   maxWait: noDuration,
   maxWaiters: noCount,
   rotations: noCount,
@@ -63,21 +65,21 @@ const wrong: Readonly<Record<string, ReadonlyArray<unknown>>> = {
   "cooldowns.rateLimited": noRecord,
   "cooldowns.rateLimited.first": noDuration,
   "cooldowns.rateLimited.factor": [0, 0.5, -1, Number.NaN, Infinity, "2"],
-  "cooldowns.rateLimited.max": noDuration,
+  "cooldowns.rateLimited.max": [...noDuration, "1 millis"],
   "cooldowns.quotaExhausted": noDuration,
   "cooldowns.revoked": noDuration,
   "cooldowns.unauthorized": [[], "1 minute", 5, {}],
   "cooldowns.forbidden": noRecord,
   "cooldowns.forbidden.first": noDuration,
   "cooldowns.forbidden.factor": [0.5, Number.NaN],
-  "cooldowns.forbidden.max": noDuration,
+  "cooldowns.forbidden.max": [...noDuration, "1 second"],
   "cooldowns.guard": noDuration,
   "cooldowns.jitter": noDuration,
-  floor: noDuration,
-  trialTimeout: noDuration,
+  floor: noPause,
+  trialTimeout: noPause,
   ramp: noRecord,
-  "ramp.step": noDuration,
-  "ramp.length": noDuration,
+  "ramp.step": noPause,
+  "ramp.length": [Infinity, "Infinity", ...noDuration],
   streamIdle: noDuration
 }
 
@@ -114,6 +116,18 @@ describe("refusals", () => {
     for (const path of paths) {
       assert.strictEqual(Either.getOrThrow(Either.flip(resolve(at(path, 1)))).field, path)
     }
+  })
+
+  it("K3: a rest may not end below its beginning, and none is cut by a default", () => {
+    const growing = (input: PoolSettings.GrowingSettings) =>
+      Either.match(PoolSettings.resolve({ keys, cooldowns: { rateLimited: input } }), {
+        onLeft: (error) => error.field,
+        onRight: ({ config }) => [config.cooldowns.rateLimited.firstMillis, config.cooldowns.rateLimited.maxMillis]
+      })
+    assert.deepStrictEqual(growing({ first: 20, max: 10 }), "cooldowns.rateLimited.max")
+    assert.deepStrictEqual(growing({ first: Infinity, max: "1 day" }), "cooldowns.rateLimited.max")
+    assert.deepStrictEqual(growing({ first: 20, max: 20 }), [20, 20])
+    assert.deepStrictEqual(growing({ first: "5 minutes" }), [300_000, 300_000])
   })
 
   it("K3: a wrong step of the ladder is refused under its number", () => {
@@ -299,6 +313,13 @@ describe("what is set", () => {
       rateLimitRotations: 1,
       streamIdleMillis: 60_000
     })
+  })
+
+  it("a deadline may be as long as a timer; without an end it is none, as a budget may be", () => {
+    assert.strictEqual(resolved({ deadline: 2 ** 31 - 1 }).deadlineMillis, 2 ** 31 - 1)
+    assert.strictEqual(resolved({ deadline: Infinity }).deadlineMillis, undefined)
+    assert.strictEqual(resolved({ budget: Infinity }).budgetMillis, Infinity)
+    assert.strictEqual(resolved({ budget: "100 days" }).budgetMillis, 8_640_000_000)
   })
 
   it("every strategy goes by its name, or as itself", () => {

@@ -31,7 +31,15 @@ const record: StoredPool = {
     faults: 2,
     ignored: 0,
     breaker: { _tag: "Closed", failures: 1, trips: 0 },
-    bench: { kind: "RateLimited", until: 60_000, waitMillis: 60_000, provenance: "told", step: 1 }
+    bench: {
+      kind: "RateLimited",
+      until: 60_000,
+      waitMillis: 60_000,
+      provenance: "told",
+      firmMillis: 60_000,
+      refused: false,
+      step: 1
+    }
   }],
   groups: [],
   models: []

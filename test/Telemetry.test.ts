@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -278,6 +279,65 @@ describe("T2", () => {
       assert.deepStrictEqual(rest.slice(-2), [11, 12])
     }))
 
+  const exhausted = (at: number): Telemetry.Unnumbered => ({
+    _tag: "all.exhausted",
+    pool: "openai",
+    at,
+    call: at,
+    reasons: [],
+    reasonCounts: {}
+  })
+
+  it.scoped("T2: calls that find no key push no change of state out, neither of the replay nor of a slow reader", () =>
+    Effect.gen(function*() {
+      const telemetry = yield* Telemetry.make({ capacity: 8 })
+      const slow = yield* telemetry.subscribe
+      yield* telemetry.publish([{
+        _tag: "key.cooldown",
+        ...base,
+        at: 1,
+        scope: "key",
+        kind: "RateLimited",
+        provenance: "told",
+        until: 2
+      }])
+      yield* Effect.forEach(upTo(2_000), (at) => telemetry.publish([exhausted(at)]), { discard: true })
+      const late = yield* yield* readerOf(telemetry.stream)
+      assert.deepStrictEqual(late.map((event) => event._tag), ["key.cooldown"])
+      const read = yield* yield* readerOf(slow)
+      assert.deepStrictEqual(numbers(read), [1, ...upTo(2_001, 1_994)])
+    }))
+
+  const changes = [
+    "circuit.open",
+    "circuit.closed",
+    "circuit.half-open",
+    "key.cooldown",
+    "key.disabled",
+    "key.added",
+    "key.removed",
+    "provider.open",
+    "provider.closed",
+    "group.suspected",
+    "store.degraded"
+  ]
+  for (const member of Telemetry.Event.members) {
+    const tag = tagOf(member)
+    const kept = changes.includes(tag)
+    it.scoped.prop(
+      `T2: ${tag} ${kept ? "is kept" : "is not kept"} for late subscribers`,
+      [member],
+      ([event]) =>
+        Effect.gen(function*() {
+          const telemetry = yield* Telemetry.make({ replay: 1 })
+          yield* telemetry.publish([change(1), event])
+          const [first] = yield* yield* readerOf(telemetry.stream)
+          assert.strictEqual(first?.seq, kept ? 2 : 1)
+        }),
+      { fastCheck: { numRuns: 3 } }
+    )
+  }
+
   it.scoped("T2: a late subscriber gets the latest changes of state first, and no past requests", () =>
     Effect.gen(function*() {
       const telemetry = yield* Telemetry.make({ replay: 3 })
@@ -442,6 +502,133 @@ describe("layers", () => {
       assert.deepStrictEqual(log, ["begin 1", "end 1", "begin 2", "end 2"])
     }))
 
+  /** What is logged while an effect runs. */
+  const logged = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+    Effect.suspend(() => {
+      const logs: Array<string> = []
+      const logger = Logger.make(({ annotations, cause, logLevel, message }) => {
+        const { seq } = Object.fromEntries(HashMap.toEntries(annotations))
+        const died = Cause.isEmpty(cause) ? "" : ` ${String(Cause.squash(cause))}`
+        logs.push(`${logLevel._tag} ${String(message)} ${String(seq)}${died}`)
+      })
+      return effect.pipe(
+        Effect.as(logs),
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+        Logger.withMinimumLogLevel(LogLevel.All)
+      )
+    })
+
+  const deaths: Readonly<Record<string, () => Effect.Effect<void>>> = {
+    "dies": () => Effect.die("broken"),
+    "throws": () => {
+      throw "broken"
+    },
+    "is interrupted": () => Effect.interrupt
+  }
+  for (const [how, death] of Object.entries(deaths)) {
+    it.effect(`T2: layerForEach goes on after an effect that ${how}, and logs it as an error`, () =>
+      Effect.gen(function*() {
+        const seen: Array<number> = []
+        const layer = Telemetry.layerForEach((event) =>
+          event.seq === 2 ? death() : Effect.sync(() => void seen.push(event.seq))
+        ).pipe(Layer.provideMerge(Telemetry.layer))
+        const logs = yield* logged(
+          Effect.gen(function*() {
+            const telemetry = yield* Telemetry.Telemetry
+            yield* telemetry.publish([request(1), change(2), request(3)])
+            yield* TestClock.adjust("1 millis")
+            yield* telemetry.publish([request(4)])
+            yield* TestClock.adjust("1 millis")
+          }).pipe(Effect.provide(layer))
+        )
+        assert.deepStrictEqual(seen, [1, 3, 4])
+        assert.strictEqual(logs.length, 1)
+        assert.match(logs[0] ?? "", /^Error .*key\.disabled.* 2 /)
+        if (how !== "is interrupted") assert.include(logs[0], "broken")
+      }))
+  }
+
+  it.effect("T2: layerLogger goes on after a logger that throws", () =>
+    Effect.gen(function*() {
+      const logs: Array<string> = []
+      const logger = Logger.make(({ logLevel, message }) => {
+        if (logLevel._tag === "Info" || logLevel._tag === "Error") throw new Error("the disk is full")
+        logs.push(String(message))
+      })
+      yield* Effect.gen(function*() {
+        const telemetry = yield* Telemetry.Telemetry
+        yield* telemetry.publish([request(1), { _tag: "key.added", ...base, at: 2, duplicate: false }, change(3)])
+        yield* TestClock.adjust("1 millis")
+      }).pipe(
+        Effect.provide(Telemetry.layerLogger.pipe(Layer.provideMerge(Telemetry.layer))),
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+        Logger.withMinimumLogLevel(LogLevel.All)
+      )
+      assert.deepStrictEqual(logs, ["request.start", "key.disabled"])
+    }))
+
+  it.effect("the end of the layer interrupts the effect that runs, and logs nothing", () =>
+    Effect.gen(function*() {
+      const layer = Telemetry.layerForEach(() => Effect.never).pipe(Layer.provideMerge(Telemetry.layer))
+      const logs = yield* logged(
+        Effect.gen(function*() {
+          yield* (yield* Telemetry.Telemetry).publish([request(1)])
+          yield* TestClock.adjust("1 millis")
+        }).pipe(Effect.provide(layer))
+      )
+      assert.deepStrictEqual(logs, [])
+    }))
+
+  it.effect("layerLogger warns of calls without a key, and mentions those let through or denied a retry", () =>
+    Effect.gen(function*() {
+      const logs = yield* logged(
+        Effect.gen(function*() {
+          const telemetry = yield* Telemetry.Telemetry
+          yield* telemetry.publish([
+            { _tag: "all.exhausted", pool: "openai", at: 1, call: 1, reasons: [], reasonCounts: {} },
+            { _tag: "pool.floor", ...base, at: 2 },
+            { _tag: "budget.denied", pool: "openai", at: 3, call: 1, reason: "time" },
+            { _tag: "call.waiting", pool: "openai", at: 4, call: 1, waiting: 1 }
+          ])
+          yield* TestClock.adjust("1 millis")
+        }).pipe(Effect.provide(Telemetry.layerLogger.pipe(Layer.provideMerge(Telemetry.layer))))
+      )
+      assert.deepStrictEqual(logs, [
+        "Warning all.exhausted 1",
+        "Info pool.floor 2",
+        "Info budget.denied 3",
+        "Debug call.waiting 4"
+      ])
+    }))
+
+  const wrong: Readonly<Record<string, ReadonlyArray<unknown>>> = {
+    capacity: [0, -1, 1.5, Number.NaN, Infinity, "8", true],
+    changes: [0, -1, 1.5, Number.NaN, Infinity, "8", true],
+    replay: [-1, 1.5, Number.NaN, Infinity, "8", true],
+    capasity: [8]
+  }
+  for (const [field, values] of Object.entries(wrong)) {
+    it.effect(`K3: ${field} is refused when it is wrong, by make and layerWith`, () =>
+      Effect.forEach(values, (value) =>
+        Effect.gen(function*() {
+          // What the types forbid.
+          const options = { [field]: value } as Telemetry.Options
+          const error = yield* Effect.flip(Effect.scoped(Telemetry.make(options)))
+          assert.deepStrictEqual([error._tag, error.field], ["ConfigurationError", field])
+          const layered = yield* Effect.flip(Effect.provide(Telemetry.Telemetry, Telemetry.layerWith(options)))
+          assert.strictEqual(layered.field, field)
+        })))
+  }
+
+  it.scoped("no past changes are given where replay is 0", () =>
+    Effect.gen(function*() {
+      const telemetry = yield* Telemetry.make({ capacity: 1, changes: 1, replay: 0 })
+      yield* telemetry.publish([change(1)])
+      const read = yield* readerOf(yield* telemetry.subscribe)
+      yield* telemetry.publish([change(2)])
+      assert.deepStrictEqual(numbers(yield* read), [2])
+    }))
+
   it.effect("layerLogger logs failures as warnings, changes at info and requests at debug, without a secret", () =>
     Effect.gen(function*() {
       const secret = "sk-live-Zq83hTm1PvKx90Lw"
@@ -516,10 +703,11 @@ describe("layers", () => {
     Effect.gen(function*() {
       const pool = KeyPool.layer({ keys: ["sk-one"], name: "a" })
       class Second extends Context.Tag("test/Second")<Second, KeyPool.Service>() {}
-      const second = Layer.scoped(Second, KeyPool.make({ keys: ["sk-two"], name: "b" }))
+      const second = KeyPool.layerAs(Second, { keys: ["sk-two"], name: "b" })
       yield* Effect.gen(function*() {
         const seen = yield* readerOf((yield* Telemetry.Telemetry).stream)
         assert.deepStrictEqual((yield* seen).map((event) => event.pool).sort(), ["a", "b"])
+        assert.deepStrictEqual([(yield* KeyPool.KeyPool).name, (yield* Second).name], ["a", "b"])
       }).pipe(
         Effect.scoped,
         Effect.provide(Layer.merge(pool, second).pipe(Layer.provideMerge(KeyPool.layerDefaults)))

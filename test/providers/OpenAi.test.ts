@@ -508,7 +508,7 @@ describe("requests", () => {
 describe("making it", () => {
   live("K3: settings are checked at once, and secrets not shown", () =>
     Effect.gen(function*() {
-      const refused = (settings: OpenAi.Settings) => Effect.flip(OpenAi.make(settings))
+      const refused = (settings: OpenAi.Settings) => Effect.flip(Effect.asVoid(OpenAi.make(settings)))
       const problems = yield* Effect.all([
         refused({ keys: [] }),
         refused({ keys: ["sk-\u0000secret"] }),
