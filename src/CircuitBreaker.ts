@@ -298,6 +298,8 @@ export interface Probe {
 }
 
 /**
+ * Where a breaker stands, told apart by `_tag`.
+ *
  * @since 0.1.0
  * @category models
  */

@@ -11,7 +11,6 @@
 import type * as Deferred from "effect/Deferred"
 import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
-import type * as Order from "effect/Order"
 import * as RedBlackTree from "effect/RedBlackTree"
 import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
@@ -267,15 +266,23 @@ export const empty = (config: Config, now: number): PoolState => ({
     tokenCalls: 0,
     lanes: HashMap.empty(),
     waiting: 0,
-    line: {
-      heads: RedBlackTree.empty(byNumber),
-      ends: RedBlackTree.empty(byNumber),
-      picky: HashMap.empty(),
-      view: undefined,
-      usualFrom: -Infinity
-    }
+    line: nobody
   }
 })
+
+/**
+ * The line when nobody waits.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const nobody: Line = {
+  heads: RedBlackTree.empty(byNumber),
+  ends: RedBlackTree.empty(byNumber),
+  picky: HashMap.empty(),
+  view: undefined,
+  usualFrom: -Infinity
+}
 
 /**
  * Numbers upwards.
@@ -283,7 +290,9 @@ export const empty = (config: Config, now: number): PoolState => ({
  * @since 0.1.0
  * @category orders
  */
-export const byNumber: Order.Order<number> = (a, b) => a < b ? -1 : a > b ? 1 : 0
+export function byNumber(a: number, b: number): -1 | 0 | 1 {
+  return a < b ? -1 : a > b ? 1 : 0
+}
 
 const opensFirst = (a: Opening, b: Opening): boolean => a.until < b.until || (a.until === b.until && a.slot < b.slot)
 

@@ -328,6 +328,8 @@ export const Event = Schema.Union(
 )
 
 /**
+ * An event, as the streams give it.
+ *
  * @since 0.1.0
  * @category events
  */

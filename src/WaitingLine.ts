@@ -146,7 +146,7 @@ export const withoutWaiter = (state: PoolState.PoolState, waiter: PoolState.Wait
   const queue = HashMap.get(state.rest.lanes, lane)
   if (queue._tag === "None" || !RedBlackTree.has(queue.value, waiter.request.call)) return state
   const { call } = waiter.request
-  const { line } = state.rest
+  const { line, waiting } = state.rest
   const left = RedBlackTree.removeFirst(queue.value, call)
   const isLast = RedBlackTree.size(left) === 0
   let heads = line.heads
@@ -160,8 +160,8 @@ export const withoutWaiter = (state: PoolState.PoolState, waiter: PoolState.Wait
     rest: {
       ...state.rest,
       lanes: isLast ? HashMap.remove(state.rest.lanes, lane) : HashMap.set(state.rest.lanes, lane, left),
-      waiting: state.rest.waiting - 1,
-      line: {
+      waiting: waiting - 1,
+      line: waiting === 1 ? PoolState.nobody : {
         heads,
         ends: withoutEnd(line.ends, waiter),
         picky: isLast && waiter.request.only !== undefined ? HashMap.remove(line.picky, lane) : line.picky,
@@ -334,7 +334,7 @@ const refuseHopeless = (
   const own = state.rest.line.view?.lanes
   for (const [lane, view] of viewOf(state)) {
     const opens = openingOf(config, state, view, now)
-    if (opens.earliest > view.from) {
+    if (opens.earliest > view.from || opens.earliest === Infinity) {
       const queue = HashMap.get(next.rest.lanes, lane)
       const waiters = queue._tag === "None" ? [] : [...RedBlackTree.values(queue.value)]
       next = refuse(next, waiters.filter(({ until }) => isHopeless(opens, until)), answers)
@@ -342,7 +342,7 @@ const refuseHopeless = (
     next = withLane(next, lane, opens.earliest)
   }
   const opens = PoolState.opening(config, next, anyModel, now)
-  if (opens.earliest > next.rest.line.usualFrom) {
+  if (opens.earliest > next.rest.line.usualFrom || opens.earliest === Infinity) {
     for (const [until, waiters] of next.rest.line.ends) {
       if (!isHopeless(opens, until)) break
       const usual = [...HashMap.values(waiters)].filter(({ request }) =>
@@ -413,8 +413,7 @@ const look = (config: PoolState.Config, state: PoolState.PoolState, now: number)
     const after = seen ?? survey(config, state, request, known?.from ?? -Infinity, now)
     if (after !== known) lanes = HashMap.set(lanes, lane, after)
   }
-  const isUsualSame = view !== undefined && view.restricted === restricted && view.models === models &&
-    HashMap.size(view.lanes) === HashMap.size(lanes)
+  const isUsualSame = view !== undefined && view.restricted === restricted && view.models === models
   return {
     ...state,
     rest: {

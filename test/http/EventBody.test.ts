@@ -113,7 +113,8 @@ describe("open", () => {
         const { opened } = yield* open(pieces(text, at))
         assert.strictEqual(opened._tag, after ? "Opened" : "Failed")
         if (opened._tag === "Failed") assert.strictEqual(opened.fault.kind, "ServerError")
-      })
+      }),
+    { timeout: 60_000 }
   )
 
   it.effect("S2: a named error event, and a failed response, are errors; so is a response that fails at once", () =>
@@ -217,7 +218,7 @@ describe("rest", () => {
         assert.deepStrictEqual(kinds(heard.late), [])
         assert.strictEqual(heard.ended, 1)
       }),
-    { fastCheck: { numRuns: 200 } }
+    { fastCheck: { numRuns: 200 }, timeout: 60_000 }
   )
 
   const forms = [secret, encodeURIComponent(secret)]
@@ -239,7 +240,7 @@ describe("rest", () => {
         assert.notInclude(JSON.stringify(heard.late), secret)
         assert.strictEqual(heard.ended, 1)
       }),
-    { fastCheck: { numRuns: 200 } }
+    { fastCheck: { numRuns: 200 }, timeout: 60_000 }
   )
 
   it.effect("S4: chunks are asked for one by one, when the consumer reads", () =>

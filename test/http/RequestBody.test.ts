@@ -62,7 +62,7 @@ describe("topLevel", () => {
       )
     )
     assert.deepStrictEqual(RequestBody.topLevel(json, names), expected)
-  }, { fastCheck: { numRuns: 500 } })
+  }, { fastCheck: { numRuns: 500 }, timeout: 60_000 })
 
   it.prop("whatever the text, it neither throws nor hangs", [FastCheck.string({ unit: "binary" }), objects], (
     [text, object]
@@ -72,7 +72,7 @@ describe("topLevel", () => {
     for (const input of [text, json.slice(0, cut) + text, text + json, json.slice(0, cut)]) {
       assert.isObject(RequestBody.topLevel(input, names))
     }
-  }, { fastCheck: { numRuns: 500 } })
+  }, { fastCheck: { numRuns: 500 }, timeout: 60_000 })
 
   it("the last of two fields of one name counts, as in JSON.parse; what is no object has none", () => {
     assert.deepStrictEqual(RequestBody.topLevel("{\"model\":\"a\",\"model\":\"b\"}", names), { model: "b" })

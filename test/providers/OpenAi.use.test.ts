@@ -342,16 +342,14 @@ describe("use: the caller's context", () => {
 
   live("several calls at once each have their own", () =>
     Effect.gen(function*() {
-      const { openai } = yield* both("a", { keys: { [a]: { outage: { status: 500 } } } }, {
-        ...once,
-        breaker: { threshold: 1_000 }
-      })
+      const { openai } = yield* both("a")
+      const bad = openai.use((client) => client.chat.completions.create({ messages } as never))
       const times = Array.from({ length: 20 }, (_, index) => 1_000 * (index + 1))
       const trails = yield* Effect.forEach(
         times,
         (millis) =>
           Effect.map(
-            flipped(Effect.withClock(ask(openai), stopped(millis))),
+            flipped(Effect.withClock(bad, stopped(millis))),
             (error) => tagged(error, "ProviderError").trail.entries[0]?.at
           ),
         { concurrency: "unbounded" }
