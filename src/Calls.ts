@@ -342,7 +342,8 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       config,
       yield* Ref.get(state),
       { model: call.model, only },
-      waitingSince
+      acquired.startedAt,
+      acquired.slot
     ).counts
     const result = yield* attempt(core, call, work, acquired, tried.attempt + 1, waitingSince, passedOver)
     if (!(result instanceof Again)) return result

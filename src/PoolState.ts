@@ -447,8 +447,8 @@ export const hasOther = (
 }
 
 /**
- * Why each key may not serve: the first 32 in full, and how many keys each reason holds back. Looks at 1,000 keys; those
- * beyond are counted as `others`. The key at the slot `except` is left out.
+ * Why each key may not serve: the first 32 in full, and how many keys each reason holds back. Looks at 1,000 keys;
+ * those beyond are counted as `others`. The key at the slot `except` is left out.
  *
  * @since 0.1.0
  * @category getters

@@ -204,8 +204,8 @@ export const nextWake = (config: PoolState.Config, state: PoolState.PoolState, n
 // --------------------------------------------------------------------------------------------------------------- lanes
 
 /** The waiters of a lane want the same keys, so that what blocks its head blocks it whole. */
-const laneOf = (request: PoolState.Request): string =>
-  `${request.only === undefined ? "" : request.call}\n${request.model ?? ""}`
+const laneOf = (request: Pick<PoolState.Request, "model" | "only"> & { readonly call?: number }): string =>
+  (request.only === undefined ? "" : `${request.call}`) + (request.model === undefined ? "" : `\n${request.model}`)
 
 const withWaiter = (state: PoolState.PoolState, waiter: PoolState.Waiter): PoolState.PoolState => {
   const { request, until } = waiter
@@ -334,15 +334,16 @@ const refuseHopeless = (
   const own = state.rest.line.view?.lanes
   for (const [lane, view] of viewOf(state)) {
     const opens = openingOf(config, state, view, now)
-    if (opens.earliest > view.from || opens.earliest === Infinity) {
+    if (opens.earliest > view.from) {
       const queue = HashMap.get(next.rest.lanes, lane)
       const waiters = queue._tag === "None" ? [] : [...RedBlackTree.values(queue.value)]
       next = refuse(next, waiters.filter(({ until }) => isHopeless(opens, until)), answers)
     }
-    next = withLane(next, lane, opens.earliest)
+    // An opening that is not ahead makes nobody's wait hopeless, whichever it was.
+    if (view.from > now || opens.earliest > now) next = withLane(next, lane, opens.earliest)
   }
   const opens = PoolState.opening(config, next, anyModel, now)
-  if (opens.earliest > next.rest.line.usualFrom || opens.earliest === Infinity) {
+  if (opens.earliest > next.rest.line.usualFrom) {
     for (const [until, waiters] of next.rest.line.ends) {
       if (!isHopeless(opens, until)) break
       const usual = [...HashMap.values(waiters)].filter(({ request }) =>
@@ -371,14 +372,16 @@ const withLane = (state: PoolState.PoolState, lane: string, from: number): PoolS
 const ownLanes = (state: PoolState.PoolState): ReadonlyArray<string> => {
   const { lanes, line: { picky }, models, restricted } = state.rest
   if (!restricted && HashMap.size(models) === 0) return [...HashMap.keys(picky)]
-  const isOwn = (lane: string): boolean => {
-    const head = headOf(state, lane)
-    return head !== undefined && (head.request.only !== undefined ||
-      (head.request.model !== undefined && (restricted || HashMap.has(models, head.request.model))))
-  }
-  return restricted || HashMap.size(lanes) <= HashMap.size(models)
-    ? [...HashMap.keys(lanes)].filter(isOwn)
-    : [...HashMap.keys(picky), ...[...HashMap.keys(models)].map((model) => `\n${model}`).filter(isOwn)]
+  if (restricted) return [...HashMap.keys(lanes)].filter((lane) => lane !== laneOf(anyModel))
+  const benched = HashMap.size(lanes) <= HashMap.size(models)
+    ? [...HashMap.keys(lanes)].filter((lane) => {
+      const request = headOf(state, lane)?.request
+      return request?.only === undefined && request?.model !== undefined && HashMap.has(models, request.model)
+    })
+    : [...HashMap.keys(models)].map((model) => laneOf({ model, only: undefined })).filter((lane) =>
+      HashMap.has(lanes, lane)
+    )
+  return [...HashMap.keys(picky), ...benched]
 }
 
 /** Brings up to date what is known of the lanes that differ. */
@@ -394,11 +397,12 @@ const look = (config: PoolState.Config, state: PoolState.PoolState, now: number)
   const { groups, models, restricted } = state.rest
   const isSame = view !== undefined && view.restricted === restricted && view.groups === groups
   const changed = view === undefined ? [] : SlotMap.changes(view.slots, state.slots)
+  const isSameKind = view !== undefined && view.restricted === restricted && view.models === models
   let lanes: PoolState.View["lanes"] = HashMap.empty()
   if (view !== undefined) {
     lanes = view.lanes
     // Who no longer differs is one of the usual.
-    if (HashMap.size(lanes) > 0) {
+    if (!isSameKind) {
       const current = new Set(own)
       for (const lane of HashMap.keys(lanes)) if (!current.has(lane)) lanes = HashMap.remove(lanes, lane)
     }
@@ -413,7 +417,6 @@ const look = (config: PoolState.Config, state: PoolState.PoolState, now: number)
     const after = seen ?? survey(config, state, request, known?.from ?? -Infinity, now)
     if (after !== known) lanes = HashMap.set(lanes, lane, after)
   }
-  const isUsualSame = view !== undefined && view.restricted === restricted && view.models === models
   return {
     ...state,
     rest: {
@@ -421,7 +424,7 @@ const look = (config: PoolState.Config, state: PoolState.PoolState, now: number)
       line: {
         ...line,
         view: { slots: state.slots, groups, models, restricted, lanes },
-        usualFrom: isUsualSame ? line.usualFrom : -Infinity
+        usualFrom: isSameKind ? line.usualFrom : -Infinity
       }
     }
   }

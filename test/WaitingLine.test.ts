@@ -1,0 +1,303 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as FastCheck from "effect/FastCheck"
+import * as FiberId from "effect/FiberId"
+import * as HashMap from "effect/HashMap"
+import * as RedBlackTree from "effect/RedBlackTree"
+import type * as ApiKey from "../src/ApiKey.js"
+import * as Fault from "../src/Fault.js"
+import * as KeyPool from "../src/KeyPool.js"
+import * as Leasing from "../src/Leasing.js"
+import * as Outcome from "../src/Outcome.js"
+import * as PoolKeys from "../src/PoolKeys.js"
+import * as PoolState from "../src/PoolState.js"
+import * as Settling from "../src/Settling.js"
+import * as SlotMap from "../src/SlotMap.js"
+import * as WaitingLine from "../src/WaitingLine.js"
+import { baseConfig, type KeySpec, makeKey, plain } from "./support/pool-model.js"
+
+describe("WaitingLine", () => {
+  it("C2: who waits for 500 models is served in order, and each end of a call looks at a few gates only", () => {
+    const { key, looks } = counted(0, { concurrency: 1 })
+    const { held, state } = queued([key], 501, (i) => `m${i}`)
+    let next = state
+    let lease = first(held)
+    for (let i = 1; i <= 500; i++) {
+      const before = looks()
+      const served = end(next, lease, 2)
+      WaitingLine.nextWake(config, served.state, 2)
+      assert.isAtMost(looks() - before, 60, `at waiter ${i}`)
+      assert.deepStrictEqual(served.answers.map((a) => [a._tag, a.waiter.request.model]), [["Granted", `m${i}`]])
+      lease = granted(served)
+      next = served.state
+    }
+    assert.strictEqual(next.rest.waiting, 0)
+  })
+
+  it("C2: where keys serve certain models only, each end of a call looks again at the key that is free only", () => {
+    const spec = (n: number) => ({ concurrency: 1, models: [`m${n % 20}`, `m${(n * 7 + 1) % 20}`] })
+    const pool = Array.from({ length: 200 }, (_, n) => counted(n, spec(n)))
+    const looks = () => pool.reduce((sum, { looks }) => sum + looks(), 0)
+    const { held, state } = queued(pool.map(({ key }) => key), 700, (i) => `m${i % 20}`)
+    let next = WaitingLine.dispatch(config, state, 1).state
+    const leases = [...held]
+    const order = new Map<string, number>()
+    for (let lease = leases.shift(); lease !== undefined; lease = leases.shift()) {
+      const before = looks()
+      const served = end(next, lease, 2)
+      WaitingLine.nextWake(config, served.state, 2)
+      if (served.state.rest.waiting > 0) assert.isAtMost(looks() - before, 400)
+      for (const answer of served.answers) {
+        if (answer._tag === "Refused") return assert.fail("refused")
+        const { call, model = "" } = answer.waiter.request
+        assert.isAbove(call, order.get(model) ?? 0)
+        order.set(model, call)
+        leases.push(answer.lease)
+      }
+      next = served.state
+    }
+    assert.strictEqual(next.rest.waiting, 0)
+  })
+
+  it("C2: what is not held against a waiting model costs its waiters no look at the keys", () => {
+    const pool = Array.from({ length: 100 }, (_, n) => counted(n, {}))
+    let state = PoolKeys.make(config, pool.map(({ key }) => key), 0)
+    const told = Outcome.fault(Fault.make("RateLimited", { wait: 5000, perModel: true }))
+    for (let i = 0; i < 100; i++) {
+      const leased = Leasing.lease(config, state, { ...plain, model: "slow" }, 0)
+      if (leased.lease === undefined) return assert.fail("no lease")
+      state = Settling.settle(config, leased.state, leased.lease, told, true, 0, 0).state
+    }
+    for (let i = 0; i < 50; i++) state = ask(state, 0, 60_000, { model: "slow" }).state
+    state = WaitingLine.dispatch(config, state, 0).state
+    assert.strictEqual(state.rest.waiting, 50)
+    for (let i = 0; i < 200; i++) {
+      const leased = Leasing.lease(config, state, { ...plain, model: "quick" }, 1)
+      if (leased.lease === undefined) return assert.fail("no lease")
+      const before = pool.reduce((sum, { looks }) => sum + looks(), 0)
+      const served = end(leased.state, leased.lease, 1)
+      assert.strictEqual(WaitingLine.nextWake(config, served.state, 1), 5020)
+      assert.isAtMost(pool.reduce((sum, { looks }) => sum + looks(), 0) - before, 20)
+      state = served.state
+    }
+    assert.lengthOf(WaitingLine.dispatch(config, state, 5019).answers, 0)
+    assert.lengthOf(WaitingLine.dispatch(config, state, 5020).answers, 50)
+  })
+
+  it("C2: a model that is held back while its callers wait blocks nobody else, also those behind them", () => {
+    const busy = queued([makeKey(0, spec({ concurrency: 2 }))], 2, () => "a")
+    let state = busy.state
+    for (const model of ["a", "b", "a", "c"]) state = ask(state, 1, 60_000, { model }).state
+    const told = Outcome.fault(Fault.make("RateLimited", { wait: 5000, perModel: true }))
+    const one = WaitingLine.thenDispatch(
+      config,
+      Settling.settle(config, state, first(busy.held), told, true, 2, 0),
+      2
+    )
+    assert.deepStrictEqual(models(one), ["Granted b"])
+    const two = end(one.state, granted(one), 3)
+    assert.deepStrictEqual(models(two), ["Granted c"])
+    const three = end(two.state, granted(two), 4)
+    assert.deepStrictEqual(models(three), [])
+    assert.strictEqual(WaitingLine.nextWake(config, three.state, 4), 5022)
+    const four = WaitingLine.dispatch(config, three.state, 5022)
+    assert.deepStrictEqual(models(four), ["Granted a"])
+  })
+
+  it("C2: the oldest call comes first, also among those that only some keys suit and those that any does", () => {
+    const busy = queued([makeKey(0, spec({ concurrency: 1 }))], 1, () => "a")
+    let state = busy.state
+    for (const [model, only] of [["a", undefined], ["b", () => true], ["c", undefined], ["d", () => true]] as const) {
+      state = ask(state, 1, 60_000, { model, only }).state
+    }
+    const order: Array<string> = []
+    let served = end(state, first(busy.held), 2)
+    while (served.answers.length > 0) {
+      order.push(...models(served))
+      served = end(served.state, granted(served), 2)
+    }
+    assert.deepStrictEqual(order, ["Granted a", "Granted b", "Granted c", "Granted d"])
+  })
+
+  it("C2: who waits in vain is told so when the wait becomes hopeless, and once there is no key for ever", () => {
+    const key = makeKey(0, spec({ concurrency: 1 }))
+    const busy = queued([key], 1, () => "a")
+    let state = busy.state
+    for (const [model, until] of [["a", 1000], ["b", 9000], ["c", Infinity]] as const) {
+      state = ask(state, 1, until, { model }).state
+    }
+    const told = Outcome.fault(Fault.make("RateLimited", { wait: 5000 }))
+    const one = WaitingLine.thenDispatch(config, Settling.settle(config, state, first(busy.held), told, true, 2, 0), 2)
+    assert.deepStrictEqual(models(one), ["Refused a"])
+    assert.strictEqual(WaitingLine.nextWake(config, one.state, 2), 5022)
+    const off = PoolKeys.updateKey(config, one.state, key.id, (key) => ({ ...key, enabled: false }), 3)
+    if (off === undefined) return assert.fail("no such key")
+    assert.deepStrictEqual(models(WaitingLine.thenDispatch(config, off, 3)), ["Refused b", "Refused c"])
+  })
+
+  it("C2: expired waiters anywhere in the line are refused, and they wake nobody after that", () => {
+    const busy = queued([makeKey(0, spec({ concurrency: 1 }))], 1, () => "a")
+    let state = busy.state
+    for (const [i, until] of [900, 100, 500, 100, 700].entries()) {
+      state = ask(state, 1, until, { model: `m${i % 2}` }).state
+    }
+    const seen: Array<number> = []
+    for (let at = WaitingLine.nextWake(config, state, 1); at < Infinity; at = WaitingLine.nextWake(config, state, at)) {
+      const served = WaitingLine.dispatch(config, state, at)
+      seen.push(at, served.answers.length)
+      state = served.state
+    }
+    assert.deepStrictEqual(seen, [100, 2, 500, 1, 700, 1, 900, 1])
+  })
+
+  it("the line stands in the same order everywhere, and nobody is left in it at its end", () => {
+    const arbitrary = FastCheck.array(
+      FastCheck.record({ model: FastCheck.constantFrom("a", "b", "c"), until: FastCheck.integer({ min: 2, max: 6 }) }),
+      { maxLength: 20 }
+    )
+    FastCheck.assert(
+      FastCheck.property(arbitrary, FastCheck.infiniteStream(FastCheck.nat(30)), (asked, leaves) => {
+        let { state } = queued([makeKey(0, spec({ concurrency: 1 }))], 1, () => "a")
+        const waiters: Array<PoolState.Waiter> = []
+        for (const { model, until } of asked) {
+          const acquired = ask(state, 1, until, { model })
+          if (typeof acquired.outcome === "object" && "since" in acquired.outcome) waiters.push(acquired.outcome)
+          state = acquired.state
+        }
+        while (waiters.length > 0) {
+          const heads = [...state.rest.line.heads].map(([call]) => call)
+          const expected = [...state.rest.lanes].map(([, queue]) => [...RedBlackTree.keys(queue)][0] ?? 0)
+          assert.deepStrictEqual(heads, expected.sort((a, b) => a - b))
+          const ends = [...state.rest.line.ends].flatMap(([, calls]) => [...HashMap.keys(calls)])
+          assert.sameMembers(ends, waiters.map(({ request }) => request.call))
+          assert.strictEqual(WaitingLine.nextWake(config, state, 1), Math.min(...waiters.map(({ until }) => until)))
+          const [left] = waiters.splice((leaves.next().value ?? 0) % waiters.length, 1)
+          if (left !== undefined) state = WaitingLine.withoutWaiter(state, left)
+        }
+        assert.strictEqual(state.rest.line, PoolState.nobody)
+      }),
+      { numRuns: 50 }
+    )
+  })
+
+  it.live("C2: 1,000 callers that wait for 1,000 models are all served, in order", () =>
+    Effect.scoped(Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: [{ secret: "one", limits: { concurrency: 1 } }] })
+      const served: Array<number> = []
+      const startedAt = yield* Clock.currentTimeMillis
+      yield* Effect.forEach(
+        Array.from({ length: 1000 }, (_, i) => i),
+        (i) =>
+          pool.run(() => Effect.zipRight(Effect.sync(() => served.push(i)), Effect.yieldNow()), { model: `m${i}` }),
+        { concurrency: "unbounded", discard: true }
+      )
+      assert.deepStrictEqual(served, Array.from({ length: 1000 }, (_, i) => i))
+      assert.isBelow((yield* Clock.currentTimeMillis) - startedAt, 4000)
+    })).pipe(Effect.provide(KeyPool.layerDefaults)))
+})
+
+describe("PoolState, of many keys", () => {
+  it("whether another key may serve is known without a look at the keys", () => {
+    const pool = Array.from({ length: 200 }, (_, n) => counted(n, { concurrency: 1 }))
+    let state = PoolKeys.make(config, pool.map(({ key }) => key), 0)
+    const looks = () => pool.reduce((sum, { looks }) => sum + looks(), 0)
+    for (let i = 0; i < 198; i++) state = Leasing.lease(config, state, plain, 0).state
+    const open = PoolState.keys(state).filter((key) => key.gatedUntil === undefined).map((key) => key.slot)
+    const before = looks()
+    const [one = -1, two = -1] = open
+    assert.isTrue(PoolState.hasOther(config, state, "m", [], 0))
+    assert.isTrue(PoolState.hasOther(config, state, "m", [one, one, 5, 999], 0))
+    assert.isFalse(PoolState.hasOther(config, state, "m", [one, two], 0))
+    assert.strictEqual(looks(), before)
+  })
+
+  it("why keys cannot serve is told of a thousand; the others are counted, and the one left out is not", () => {
+    const length = 1200
+    let state = PoolKeys.make(config, Array.from({ length }, (_, n) => makeKey(n, spec({ concurrency: 1 }))), 0)
+    for (let i = 0; i < length; i++) state = Leasing.lease(config, state, plain, 0).state
+    const counts = (except?: number) => PoolState.explain(config, state, plain, 0, except).counts
+    assert.deepStrictEqual(counts(), { concurrency: 1000, others: 200 })
+    assert.deepStrictEqual(counts(3), { concurrency: 999, others: 200 })
+    assert.deepStrictEqual(counts(1100), { concurrency: 1000, others: 199 })
+    assert.deepStrictEqual(counts(5000), { concurrency: 1000, others: 200 })
+  })
+
+  it("changes of a map are the slots whose entries differ, whatever its size", () => {
+    const entries = FastCheck.array(FastCheck.tuple(FastCheck.nat(3000), FastCheck.nat(2)), { maxLength: 60 })
+    const build = (from: SlotMap.SlotMap<number>, all: ReadonlyArray<readonly [number, number]>) =>
+      all.reduce((map, [slot, n]) => n === 0 ? SlotMap.remove(map, slot) : SlotMap.set(map, slot, n), from)
+    FastCheck.assert(FastCheck.property(entries, entries, (first, then) => {
+      const before = build(SlotMap.empty(), first)
+      const after = build(before, then)
+      const slots = [...new Set([...first, ...then].map(([slot]) => slot))].sort((a, b) => a - b)
+      const differ = slots.filter((slot) => SlotMap.get(before, slot) !== SlotMap.get(after, slot))
+      assert.deepStrictEqual(SlotMap.changes(before, after), differ)
+      assert.deepStrictEqual(SlotMap.changes(after, before), differ)
+      assert.strictEqual(SlotMap.find(after, (n) => n === 2), SlotMap.values(after).find((n) => n === 2))
+    }))
+  })
+})
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+const config: PoolState.Config = { ...baseConfig, maxWaiters: 1000 }
+
+const spec = (given: Partial<KeySpec>): KeySpec => ({
+  group: undefined,
+  concurrency: undefined,
+  models: undefined,
+  ...given
+})
+
+/** A key that counts how often its gates are looked at. */
+const counted = (n: number, given: Partial<KeySpec>): { readonly key: ApiKey.ApiKey; readonly looks: () => number } => {
+  const made = makeKey(n, spec(given))
+  const { limits } = made
+  let looks = 0
+  const key = Object.defineProperty(
+    Object.create(Object.getPrototypeOf(made), Object.getOwnPropertyDescriptors(made)),
+    "limits",
+    {
+      get: () => {
+        looks++
+        return limits
+      }
+    }
+  )
+  return { key, looks: () => looks }
+}
+
+const ask = (state: PoolState.PoolState, now: number, until: number, request: Partial<PoolState.Request> = {}) =>
+  WaitingLine.acquire(
+    config,
+    state,
+    { ...plain, ...request },
+    { until, answer: Deferred.unsafeMake<PoolState.LeaseRecord | undefined>(FiberId.none) },
+    now
+  )
+
+/** A pool of these keys after so many calls asked for one: some have it, the others wait. */
+const queued = (keys: ReadonlyArray<ApiKey.ApiKey>, calls: number, model: (i: number) => string) => {
+  let state = PoolKeys.make(config, keys, 0)
+  const held: Array<PoolState.LeaseRecord> = []
+  for (let i = 0; i < calls; i++) {
+    const acquired = ask(state, 1, 60_000 + i, { model: model(i) })
+    if (typeof acquired.outcome === "object" && "slot" in acquired.outcome) held.push(acquired.outcome)
+    state = acquired.state
+  }
+  return { state, held }
+}
+
+const end = (state: PoolState.PoolState, lease: PoolState.LeaseRecord, now: number): WaitingLine.Dispatched =>
+  WaitingLine.thenDispatch(config, Settling.settle(config, state, lease, Outcome.success, true, now, 0), now)
+
+const first = (leases: ReadonlyArray<PoolState.LeaseRecord>): PoolState.LeaseRecord =>
+  leases[0] ?? assert.fail("nobody has a key")
+
+const granted = ({ answers: [answer] }: WaitingLine.Dispatched): PoolState.LeaseRecord =>
+  answer?._tag === "Granted" ? answer.lease : assert.fail("nobody was served")
+
+const models = ({ answers }: WaitingLine.Dispatched): ReadonlyArray<string> =>
+  answers.map(({ _tag, waiter }) => `${_tag} ${waiter.request.model}`)
