@@ -25,6 +25,13 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
     /key +id +attempts +served +faults +breaker +state/,
     /\d+ calls to the fake, \d+ attempts, \d+ faults, none of which the caller saw\.\n$/
   ],
+  "anthropic": [
+    "create:      You said: hello",
+    "stream:      You said: hello",
+    "NotFoundError req_fake",
+    "as Stream:   You said: hello",
+    /catchTag: +.*max_tokens/
+  ],
   "any-effect": ["Vienna: sun after rain (attempt 3, key \"good\")", "(attempt 1, key \"good\")", "WeatherError"],
   "call-options": ["You said: hello", "DeadlineExceeded: ", "BudgetExceeded: ", /AllKeysExhausted: .*1 RateLimited/],
   "drop-in": [
@@ -34,6 +41,17 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
     "NotFoundError model_not_found",
     "5 calls, 6 attempts"
   ],
+  "effect-ai": ["You said: three", "limited: 1 served, 1 fault"],
+  "fallback": ["one key revoked: OpenAI here.", /no key left: +Groq here\./],
+  "gemini": [
+    "You said: good morning",
+    "You said: word by word",
+    "ApiError 404",
+    /revoked +0 +1 +Unauthorized/,
+    /healthy +3 +1 +ready/
+  ],
+  "http": ["Vienna: 24 °C", "report: HTTP 500", "limited: 0 served, 1 fault"],
+  "http-client": ["several events", "RequestError, and inside it AllKeysExhausted"],
   "keys-at-run-time": [
     /one key +(first ?){6}\n/,
     /a second one added .*second/,

@@ -148,7 +148,7 @@ const send = (
   const headers = new Headers(request.headers)
   for (const name of provider.credentialHeaders) headers.delete(name)
   for (const [name, value] of Object.entries(key.headers)) headers.set(name, value)
-  headers.set(...provider.credential(secret))
+  headers.set(...provider.credential(secret, request.headers))
   const url = key.baseUrl === undefined ? request.url : moved(request.url, baseUrl, new URL(key.baseUrl))
   const go = (url: URL, init: RequestInit, redirects: number): Effect.Effect<Response, unknown> =>
     Effect.flatMap(

@@ -156,8 +156,8 @@ export interface Provider {
   readonly name: string
   readonly dialect: ErrorDialect
   readonly grammar: StreamGrammar
-  /** The credential header that a key goes into, and how. */
-  readonly credential: (secret: string) => readonly [header: string, value: string]
+  /** The credential header that a key goes into, and how; `sent` are the headers of the request as it came in. */
+  readonly credential: (secret: string, sent: Headers) => readonly [header: string, value: string]
   /** Every header that may carry a credential; what the SDK put there is taken out. Lower-case. */
   readonly credentialHeaders: ReadonlyArray<string>
   readonly facts: (request: RequestShape) => RequestFacts

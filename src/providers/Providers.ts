@@ -4,8 +4,8 @@
  * @since 0.1.0
  */
 import * as RequestBody from "../http/RequestBody.js"
-import { openai as dialect } from "./dialects.js"
-import { openAiGrammar } from "./grammars.js"
+import { anthropic as anthropicDialect, gemini as geminiDialect, openai as dialect } from "./dialects.js"
+import { anthropicGrammar, geminiGrammar, openAiGrammar } from "./grammars.js"
 import type { Provider, RequestFacts, RequestShape } from "./Provider.js"
 
 /**
@@ -56,3 +56,123 @@ const stateless = new RegExp(
     "|audio/(?:speech|transcriptions|translations)|images/(?:generations|edits|variations)" +
     "|messages|messages/count_tokens)/?$"
 )
+
+/**
+ * Anthropic's API: messages, batches, files and the rest. Keys go into the header that the SDK has chosen.
+ *
+ * @since 0.1.0
+ * @category providers
+ */
+export const anthropic: Provider = {
+  name: "anthropic",
+  dialect: anthropicDialect,
+  grammar: anthropicGrammar,
+  credential: (secret, sent) => isBearer(sent) ? ["authorization", `Bearer ${secret}`] : ["x-api-key", secret],
+  credentialHeaders: ["authorization", "x-api-key"],
+  facts: (request) => anthropicFactsOf(request),
+  // The events of the text completions before messages have no end of their own: the last one has the reason.
+  ends: (event, data) => event === "message_stop" || (event === "completion" && /"stop_reason":\s*"/.test(data)),
+  requestId: (headers) => headers.get("request-id") ?? undefined,
+  renderError: ({ code, id, message, status }) => ({
+    type: "error",
+    error: {
+      type: anthropicErrorTypes[status] ?? "api_error",
+      message,
+      details: { error_code: code, keymesh_id: id }
+    }
+  })
+}
+
+/**
+ * SDKs since 1.0 send a bearer token, older ones `x-api-key`. Where there are both, one was added by hand or comes from
+ * the environment: under the older version of the API it is `x-api-key` that is sure to take a key.
+ */
+const isBearer = (sent: Headers): boolean =>
+  sent.has("authorization") && !(sent.has("x-api-key") && sent.get("anthropic-version") === "2023-06-01")
+
+const anthropicFactsOf = ({ method, text, url }: RequestShape): RequestFacts => {
+  const fields = text === undefined ? {} : RequestBody.topLevel(text, ["model", "stream"])
+  return {
+    model: typeof fields["model"] === "string" ? fields["model"] : undefined,
+    streaming: fields["stream"] === true,
+    creating: method !== "GET" && method !== "HEAD" && !anthropicStateless.test(url.pathname)
+  }
+}
+
+/** A turn of a thread, too: it is told from which answer it goes on. */
+const anthropicStateless = /\/(?:messages|messages\/count_tokens|complete)\/?$/
+
+const anthropicErrorTypes: Readonly<Record<number, string>> = {
+  401: "authentication_error",
+  403: "permission_error",
+  429: "rate_limit_error",
+  503: "overloaded_error",
+  504: "timeout_error",
+  529: "overloaded_error"
+}
+
+/**
+ * The Gemini API of Google's AI Studio: models, files, caches, batches, interactions and the rest.
+ *
+ * @since 0.1.0
+ * @category providers
+ */
+export const gemini: Provider = {
+  name: "gemini",
+  dialect: geminiDialect,
+  grammar: geminiGrammar,
+  credential: (secret) => ["x-goog-api-key", secret],
+  credentialHeaders: ["x-goog-api-key", "authorization"],
+  facts: (request) => geminiFactsOf(request),
+  // Streams of content have no terminator: whatever came, its end is the end. Those of interactions have one.
+  ends: (event, data) => !isInteractionEvent(event, data) || /"interaction\.complete/.test(data),
+  requestId: (headers) => headers.get("x-goog-request-id") ?? headers.get("x-request-id") ?? undefined,
+  renderError: ({ code, id, message, status }) => ({
+    error: {
+      code: status,
+      message,
+      status: googleStatuses[status] ?? "UNKNOWN",
+      details: [{
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        reason: code.toUpperCase(),
+        domain: "effect-keymesh",
+        metadata: { keymesh_id: id }
+      }]
+    }
+  })
+}
+
+const geminiFactsOf = ({ method, text, url }: RequestShape): RequestFacts => {
+  const [, name, verb] = geminiModel.exec(url.pathname) ?? []
+  const fields = text === undefined || name !== undefined
+    ? {}
+    : RequestBody.topLevel(text, ["model", "agent", "stream", "store", "background"])
+  const model = name ?? fields["model"] ?? fields["agent"]
+  const repeatable = verb === undefined
+    ? /\/interactions\/?$/.test(url.pathname) && fields["store"] === false && fields["background"] !== true
+    : geminiStateless.test(verb)
+  return {
+    model: typeof model === "string" ? model.replace(/^models\//, "") : undefined,
+    streaming: url.searchParams.get("alt") === "sse" || url.searchParams.get("stream") === "true" ||
+      fields["stream"] === true,
+    creating: method !== "GET" && method !== "HEAD" && !repeatable
+  }
+}
+
+/** `/v1beta/models/NAME:method` */
+const geminiModel = /\/(?:models|tunedModels)\/([^/:]+):(\w+)\/?$/
+
+/** Methods of a model that leave nothing behind; others start a batch or a long operation. */
+const geminiStateless =
+  /^(?:generateContent|streamGenerateContent|countTokens|computeTokens|embedContent|batchEmbedContents|predict)$/
+
+const isInteractionEvent = (event: string | undefined, data: string): boolean =>
+  event === undefined
+    ? data.includes("\"event_type\"") && !data.includes("\"candidates\"")
+    : /^(?:interaction|step|content)\./.test(event)
+
+const googleStatuses: Readonly<Record<number, string>> = {
+  401: "UNAUTHENTICATED",
+  429: "RESOURCE_EXHAUSTED",
+  503: "UNAVAILABLE"
+}

@@ -64,8 +64,12 @@ const faultOf = (provider: Provider, status: number | undefined, error: Error) =
   })
 }
 
-const bodyOf = (error: unknown): unknown =>
-  Predicate.isRecord(error) && error["error"] !== undefined ? { error: error["error"] } : undefined
+/** The answer's body: some SDKs keep all of it, others only what is below its `error`. */
+const bodyOf = (error: unknown): unknown => {
+  if (!Predicate.isRecord(error) || error["error"] === undefined) return undefined
+  const kept = error["error"]
+  return Predicate.isRecord(kept) && kept["type"] === "error" && "error" in kept ? kept : { error: kept }
+}
 
 /** The SDKs' classes for requests that got no answer. */
 const connection = /^APIConnection(?:Timeout)?Error$/

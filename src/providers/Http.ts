@@ -1,0 +1,325 @@
+/**
+ * Any REST endpoint over a pool: as an `HttpClient` of `@effect/platform`, and as a `fetch`.
+ *
+ * @since 0.1.0
+ */
+import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
+import * as HttpClient from "@effect/platform/HttpClient"
+import type * as HttpClientError from "@effect/platform/HttpClientError"
+import * as HttpClientRequest from "@effect/platform/HttpClientRequest"
+import * as Config from "effect/Config"
+import type { ConfigError } from "effect/ConfigError"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Predicate from "effect/Predicate"
+import type * as Scope from "effect/Scope"
+import * as ApiKey from "../ApiKey.js"
+import type * as Attempt from "../http/Attempt.js"
+import type * as EventBody from "../http/EventBody.js"
+import * as PooledFetch from "../http/PooledFetch.js"
+import * as PooledHttpClient from "../http/PooledHttpClient.js"
+import * as RequestBody from "../http/RequestBody.js"
+import { ConfigurationError } from "../KeymeshError.js"
+import * as KeyPool from "../KeyPool.js"
+import type * as PoolStore from "../PoolStore.js"
+import type * as Telemetry from "../Telemetry.js"
+import * as dialects from "./dialects.js"
+import { genericGrammar } from "./grammars.js"
+import type { ErrorDialect, Provider, RequestFacts, RequestShape } from "./Provider.js"
+
+/**
+ * Where a key goes into a request: `"bearer"` (`Authorization: Bearer …`), a header, a parameter of the query, or
+ * whatever a function makes of the secret. What a function derives from the secret is not known elsewhere: only the
+ * secret itself is taken out of what an upstream echoes.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Auth =
+  | "bearer"
+  | { readonly header: string }
+  | { readonly query: string }
+  | ((secret: string) => Credentials)
+
+/**
+ * What authenticates one request; replaces what the request has under the same names.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Credentials {
+  readonly headers?: Readonly<Record<string, string>> | undefined
+  readonly query?: Readonly<Record<string, string>> | undefined
+}
+
+/**
+ * What a provider of a REST API is made of.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ApiOptions {
+  /** As in errors and events (default `http`). */
+  readonly name?: string | undefined
+  readonly auth: Auth
+  /** How the API words its errors (default: what most have in common). */
+  readonly errors?: ErrorDialect | undefined
+  /** Whether a success may be an error by its body, so that JSON bodies are looked into (default: as `errors` says). */
+  readonly peek?: boolean | undefined
+  /**
+   * Whether a request may be sent again after a fault that leaves open whether it was processed. Default: GET, HEAD,
+   * OPTIONS, and whatever has an `Idempotency-Key`; a call's own `CallOptions.replayable` wins.
+   */
+  readonly replayable?: boolean | ((request: RequestShape) => boolean) | undefined
+}
+
+/**
+ * The settings: those of a pool, and of the API.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Settings extends KeyPool.Settings, Omit<ApiOptions, "name"> {
+  /** Where the API is. Keys go to its origin only. */
+  readonly baseUrl: string
+  /** Allows an address that is neither https nor loopback (default: false). */
+  readonly allowInsecureBaseUrl?: boolean | undefined
+  /** The `fetch` underneath, which really sends (default: the global one). */
+  readonly fetch?: Attempt.Transport | undefined
+  /** The client underneath, for `client` (default: one over `fetch`). */
+  readonly httpClient?: HttpClient.HttpClient | undefined
+  /** Whether `client` sends `traceparent` and `b3` to the API (default: false). */
+  readonly propagateTrace?: boolean | undefined
+  /** How much of an event stream may be held back before its first content (default 64 events, 256 KiB, 5 seconds). */
+  readonly hold?: Partial<EventBody.Limits> | undefined
+}
+
+/**
+ * A REST API over a pool. Its two ways in share the pool.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Service {
+  /**
+   * Requests are relative to the base URL; those to another origin go without a key. What the pool gives up on is a
+   * `RequestError` with the pool's error as its cause (`PooledHttpClient.withPoolErrors` lifts it).
+   */
+  readonly client: HttpClient.HttpClient
+  /** As the global `fetch`. What the pool gives up on is an answer with an honest status: 401, 429 or 503. */
+  readonly fetch: Attempt.Transport
+  readonly pool: KeyPool.Service
+}
+
+/**
+ * @since 0.1.0
+ * @category tags
+ */
+export class Http extends Context.Tag("effect-keymesh/Http")<Http, Service>() {}
+
+/**
+ * Makes the service. Its pool closes with the scope.
+ *
+ * @example
+ * ```ts
+ * import { HttpClientResponse } from "@effect/platform"
+ * import { Effect, Schema } from "effect"
+ * import * as Http from "effect-keymesh/Http"
+ * import * as KeyPool from "effect-keymesh/KeyPool"
+ *
+ * const Forecast = Schema.Struct({ city: Schema.String, celsius: Schema.Number })
+ *
+ * const program = Effect.gen(function*() {
+ *   const weather = yield* Http.make({
+ *     baseUrl: "https://weather.example/v2",
+ *     auth: { header: "x-api-key" },
+ *     keys: ["key-one", "key-two"]
+ *   })
+ *   return yield* weather.client.get("/forecast", { urlParams: { city: "Vienna" } }).pipe(
+ *     Effect.flatMap(HttpClientResponse.schemaBodyJson(Forecast))
+ *   )
+ * }).pipe(Effect.scoped, Effect.provide(KeyPool.layerDefaults))
+ * ```
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = (
+  settings: Settings
+): Effect.Effect<Service, ConfigurationError, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore> =>
+  Effect.gen(function*() {
+    const {
+      allowInsecureBaseUrl,
+      auth,
+      baseUrl: at,
+      errors,
+      fetch: given,
+      hold,
+      httpClient,
+      peek,
+      propagateTrace,
+      replayable,
+      ...ofPool
+    } = settings
+    const baseUrl = yield* ApiKey.baseUrlOf(at, allowInsecureBaseUrl === true, "baseUrl")
+    yield* checked(auth)
+    const pool = yield* KeyPool.make({ name: "http", ...ofPool })
+    const api = provider({ name: pool.name, auth, errors, peek, replayable })
+    const transport: Attempt.Transport = given ?? ((input, init) => globalThis.fetch(input, init))
+    const { fetch } = yield* PooledFetch.make({
+      pool,
+      provider: api,
+      baseUrl: () => new URL(baseUrl),
+      transport: authenticated(auth, transport),
+      hold
+    })
+    const plain = httpClient ?? (yield* Effect.provide(HttpClient.HttpClient, FetchHttpClient.layer)).pipe(
+      HttpClient.transformResponse(Effect.provideService(FetchHttpClient.Fetch, transport))
+    )
+    // Not mapped: what is mapped is mapped above the pool, where there is no key yet.
+    const keyed = HttpClient.makeWith<never, never, HttpClientError.HttpClientError, never>(
+      Effect.flatMap((request) => plain.execute(authenticate(auth)(request))),
+      Effect.succeed
+    )
+    const client = keyed.pipe(
+      PooledHttpClient.pooled(pool, api, { baseUrl, allowInsecureBaseUrl, propagateTrace, hold }),
+      HttpClient.mapRequest((request) =>
+        URL.canParse(request.url) ? request : HttpClientRequest.prependUrl(request, baseUrl)
+      )
+    )
+    return { client, fetch, pool }
+  })
+
+/**
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer = (
+  settings: Settings
+): Layer.Layer<Http, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> =>
+  Layer.scoped(Http, make(settings))
+
+/**
+ * As `layer`, with settings from `Config`.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerConfig = (
+  config: Config.Config.Wrap<Settings>
+): Layer.Layer<Http, ConfigError | ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> =>
+  Layer.scoped(Http, Effect.flatMap(Config.unwrap(config), make))
+
+/**
+ * Another API, under a tag of your own.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerAs = <Self>(
+  tag: Context.Tag<Self, Service>,
+  settings: Settings
+): Layer.Layer<Self, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> => Layer.scoped(tag, make(settings))
+
+/**
+ * A REST API as provider data. Where its keys are no header, they travel in a header of ours up to the last step,
+ * `authenticated`, which this data is to be used with.
+ *
+ * @since 0.1.0
+ * @category providers
+ */
+export const provider = (
+  { auth, errors = dialects.generic, name = "http", peek, replayable }: ApiOptions
+): Provider => ({
+  name,
+  dialect: peek === undefined ? errors : { ...errors, okBody: peek ? "peek" : "ignore" },
+  grammar: genericGrammar,
+  credential: (secret) => isHeader(auth) ? headerOf(auth, secret) : [carrier, secret],
+  credentialHeaders: [...new Set([...usualHeaders, ...isHeader(auth) ? [headerOf(auth, "")[0]] : []])],
+  facts: (request) => factsOf(request, replayable),
+  // Streams in general have no mark of their end.
+  ends: () => true,
+  requestId: (headers) => headers.get("x-request-id") ?? headers.get("request-id") ?? undefined,
+  renderError: ({ code, id, message }) => ({ error: { message, code, keymesh_id: id } })
+})
+
+// -------------------------------------------------------------------------------------------------------------- auth
+
+/** A `fetch` that puts the key where the API wants it. */
+const authenticated = (auth: Auth, transport: Attempt.Transport): Attempt.Transport =>
+  isHeader(auth)
+    ? transport
+    : async (input, init) => {
+      const headers = new Headers(init?.headers)
+      const secret = headers.get(carrier)
+      if (secret === null) return transport(input, init)
+      const url = new URL(input instanceof Request ? input.url : input)
+      const plain = new URL(url)
+      const { headers: own, query } = credentialsOf(auth, secret)
+      headers.delete(carrier)
+      for (const [name, value] of Object.entries(own ?? {})) headers.set(name, value)
+      for (const [name, value] of Object.entries(query ?? {})) {
+        url.searchParams.set(name, value)
+        plain.searchParams.delete(name)
+      }
+      const response = await transport(url.href, { ...init, headers })
+      // An answer tells where it came from, also when it is cloned.
+      const { status, statusText } = response
+      const copy = new Response(response.body, { status, statusText, headers: response.headers })
+      return Object.defineProperty(copy, "url", { value: plain.href })
+    }
+
+const authenticate = (auth: Auth) => (request: HttpClientRequest.HttpClientRequest) => {
+  const { [carrier]: secret, ...headers } = request.headers
+  if (isHeader(auth) || secret === undefined) return request
+  const { headers: own, query } = credentialsOf(auth, secret)
+  const url = new URL(request.url)
+  for (const [name, value] of Object.entries(query ?? {})) url.searchParams.set(name, value)
+  return HttpClientRequest.make(request.method)(url.href).pipe(
+    HttpClientRequest.setBody(request.body),
+    HttpClientRequest.setHeaders({ ...headers, ...own })
+  )
+}
+
+const isHeader = (auth: Auth): auth is "bearer" | { readonly header: string } =>
+  auth === "bearer" || (typeof auth === "object" && "header" in auth)
+
+const headerOf = (auth: "bearer" | { readonly header: string }, secret: string): readonly [string, string] =>
+  auth === "bearer" ? ["authorization", `Bearer ${secret}`] : [auth.header.toLowerCase(), secret]
+
+const credentialsOf = (auth: Exclude<Auth, "bearer" | { readonly header: string }>, secret: string): Credentials =>
+  typeof auth === "function" ? auth(secret) : { query: { [auth.query]: secret } }
+
+const checked = (auth: Auth): Effect.Effect<void, ConfigurationError> => {
+  if (auth === "bearer" || typeof auth === "function") return Effect.void
+  const given: unknown = auth
+  const [field, name] = Predicate.isRecord(given) ? Object.entries(given)[0] ?? [] : []
+  if (field !== "header" && field !== "query") {
+    return Effect.fail(
+      new ConfigurationError({
+        field: "auth",
+        problem: "must be \"bearer\", a header, a query parameter or a function"
+      })
+    )
+  }
+  return typeof name === "string" && /^[\w!#$%&'*+.^`|~-]+$/.test(name)
+    ? Effect.void
+    : Effect.fail(new ConfigurationError({ field: `auth.${field}`, problem: "must be a name" }))
+}
+
+/** Never leaves this module: taken out again before anything is sent. */
+const carrier = "x-keymesh-credential"
+const usualHeaders = ["authorization", "x-api-key", "api-key", "x-goog-api-key", carrier]
+
+// ------------------------------------------------------------------------------------------------------------- facts
+
+const factsOf = (request: RequestShape, replayable: ApiOptions["replayable"]): RequestFacts => {
+  const { model, stream } = request.text === undefined ? {} : RequestBody.topLevel(request.text, ["model", "stream"])
+  const may = typeof replayable === "function" ? replayable(request) : replayable
+  return {
+    model: typeof model === "string" ? model : undefined,
+    streaming: stream === true || request.headers.get("accept")?.includes("text/event-stream") === true,
+    creating: !(may ?? /^(?:GET|HEAD|OPTIONS|TRACE)$/.test(request.method))
+  }
+}
