@@ -140,14 +140,6 @@ export const both = (a: Closed | undefined, b: Closed | undefined): Closed | und
   }
 }
 
-/**
- * Whether an event may open a gate before its time.
- *
- * @since 0.1.0
- * @category getters
- */
-export const isEarly = (closed: Closed): boolean => closed.earliest < closed.until
-
 const closed = (
   gate: GateName,
   until: number,

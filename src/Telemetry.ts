@@ -166,8 +166,10 @@ export const AllExhausted = Schema.TaggedStruct("all.exhausted", {
 })
 
 /**
- * A call ended, with the trail of its attempts. `outcome` is `success`, the kind of the last fault, the tag of the pool's
- * error, or `ignored` (interrupted, or a failure that says nothing of the key).
+ * A call has its answer, or its error, with the trail of its attempts. `outcome` is `success`, the kind of the last fault,
+ * the tag of the pool's error, or `ignored` (interrupted, or a failure that says nothing of the key). For a stream this is
+ * the moment of its first content: what fails later is told by a `request.fail` with `late`. Leases taken by hand
+ * (`pool.lease`) are no calls that end.
  *
  * @since 0.1.0
  * @category events

@@ -14,6 +14,7 @@ import * as CallOptions from "../src/CallOptions.js"
 import * as Fault from "../src/Fault.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Outcome from "../src/Outcome.js"
+import * as RetryPolicy from "../src/RetryPolicy.js"
 import * as Telemetry from "../src/Telemetry.js"
 import {
   after,
@@ -315,6 +316,24 @@ describe("limits of a call", () => {
       const last = (yield* provider.sent).at(-1)?.at ?? Infinity
       assert.isAtMost(last, 5_000)
       assert.isAbove(last, 4_000)
+    }))
+
+  test("C3: BudgetExceeded says whose budget was spent, the call's or the policy's own", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream({ a: bad("ServerError") })
+      const retry = Schedule.spaced("1 second").pipe(RetryPolicy.withBudget("2500 millis"))
+      const pool = yield* KeyPool.make({ keys: keys("a"), ...plain, breaker: { threshold: 100 }, retry })
+      const call = yield* Effect.fork(Effect.flip(pool.run(provider.send)))
+      yield* TestClock.adjust("10 seconds")
+      const error = yield* Fiber.join(call)
+      assert(error._tag === "BudgetExceeded")
+      assert.strictEqual(error.of, "policy")
+      assert.include(error.message, "The retry policy's own budget, after 2s,")
+      const short = yield* KeyPool.make({ keys: keys("a"), ...plain, name: "short", budget: "500 millis", retry })
+      const other = yield* Effect.fork(Effect.flip(short.run(provider.send)))
+      yield* TestClock.adjust("10 seconds")
+      const second = yield* Fiber.join(other)
+      assert.strictEqual(second._tag === "BudgetExceeded" && second.of, "call")
     }))
 
   test("C3: the budget never interrupts an attempt in flight", () =>
