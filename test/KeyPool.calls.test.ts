@@ -1,6 +1,7 @@
 import { assert, describe } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -15,6 +16,7 @@ import * as Fault from "../src/Fault.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Outcome from "../src/Outcome.js"
 import * as RetryPolicy from "../src/RetryPolicy.js"
+import * as Strategy from "../src/Strategy.js"
 import * as Telemetry from "../src/Telemetry.js"
 import {
   after,
@@ -316,6 +318,52 @@ describe("limits of a call", () => {
       const last = (yield* provider.sent).at(-1)?.at ?? Infinity
       assert.isAtMost(last, 5_000)
       assert.isAbove(last, 4_000)
+    }))
+
+  test("F3: no timer is longer than 24 h, in a back-off and in the queue", () =>
+    Effect.gen(function*() {
+      const live = yield* Effect.clock
+      const slept: Array<number> = []
+      // The test's own clock, that notes how long it is asked to sleep.
+      const clock: Clock.Clock = Object.assign(Object.create(live), {
+        sleep: (duration: Duration.Duration) => {
+          slept.push(Duration.toMillis(duration))
+          return live.sleep(duration)
+        }
+      })
+      const day = 86_400_000
+      const run = Effect.gen(function*() {
+        const provider = yield* upstream({ a: [bad("ServerError"), ok()] })
+        const pool = yield* KeyPool.make({
+          keys: keys("a"),
+          ...plain,
+          budget: Infinity,
+          retry: Schedule.spaced("3 days")
+        })
+        const backing = yield* Effect.fork(pool.run(provider.send))
+        yield* TestClock.adjust("5 days")
+        assert.strictEqual(yield* Fiber.join(backing), "a")
+        assert.include(slept, day, "the back-off")
+        slept.length = 0
+        yield* report(pool, "a", "RateLimited", { wait: "3 days" })
+        const waiting = yield* Effect.fork(pool.run(() => Effect.succeed("served")))
+        for (let i = 0; i < 5; i++) yield* TestClock.adjust("1 day")
+        assert.strictEqual(yield* Fiber.join(waiting), "served")
+        assert.include(slept, day, "the queue")
+        assert.isAtMost(Math.max(...slept), day)
+      })
+      yield* Effect.withClock(run, clock)
+    }))
+
+  test("C1: a call that fails on key after key does not come back to one that it has tried", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream({ a: bad("ServerError"), b: bad("ServerError"), c: ok() })
+      const first = Strategy.custom("first", (candidates) => candidates[0])
+      const pool = yield* KeyPool.make({ keys: keys("abc"), ...plain, strategy: first })
+      const call = yield* Effect.fork(pool.run(provider.send))
+      yield* TestClock.adjust("10 seconds")
+      assert.strictEqual(yield* Fiber.join(call), "c")
+      assert.deepStrictEqual((yield* provider.sent).map(({ label }) => label), ["a", "b", "c"])
     }))
 
   test("C3: BudgetExceeded says whose budget was spent, the call's or the policy's own", () =>
