@@ -212,7 +212,7 @@ const optional = <A>(config: Config.Config<A>): Config.Config<A | undefined> =>
   Config.map(Config.option(config), Option.getOrUndefined)
 
 const parse = (value: string, name: string): Either.Either<ReadonlyArray<Input>, ConfigError.ConfigError> => {
-  const invalid = (problem: string) => Either.left(ConfigError.InvalidData([name], problem))
+  const invalid = (problem: string) => Either.left(ConfigError.InvalidData([name], `${name} ${problem}`))
   const trimmed = value.trim()
   if (/^[{"]/.test(trimmed)) return invalid("must be a JSON array of keys, or keys separated by commas")
   if (!trimmed.startsWith("[")) {
@@ -235,7 +235,7 @@ const parse = (value: string, name: string): Either.Either<ReadonlyArray<Input>,
     if (input === undefined) return invalid(`item ${position} must be a key, or an object with a "secret"`)
     // `make` checks every field, so a wrong one is refused here under its path and what passes is an `Input`.
     const checked = make(input as Input, position, `${name}[${position}]`)
-    if (Either.isLeft(checked)) return invalid(checked.left.message)
+    if (Either.isLeft(checked)) return Either.left(ConfigError.InvalidData([name], checked.left.message))
     inputs.push(input as Input)
   }
   return Either.right(inputs)
