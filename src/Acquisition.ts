@@ -10,6 +10,7 @@ import * as MutableRef from "effect/MutableRef"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import { AllKeysExhausted, PoolClosed } from "./KeymeshError.js"
+import * as MonotonicTime from "./MonotonicTime.js"
 import type { OngoingCall } from "./OngoingCall.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
@@ -50,7 +51,7 @@ export const acquire = (
   request: PoolState.Request,
   until: number
 ): Effect.Effect<PoolState.LeaseRecord | Refused> => {
-  const now = PoolCore.nowOf(call.clock)
+  const now = MonotonicTime.nowOf(call.clock)
   const answer = Deferred.unsafeMake<PoolState.LeaseRecord | undefined>(FiberId.none)
   return Effect.flatMap(
     Ref.modify(core.state, (before) => {
@@ -100,7 +101,7 @@ export const refusal = (
   refused: Refused
 ): Effect.Effect<never, AllKeysExhausted | PoolClosed> =>
   Effect.flatMap(Ref.get(state), (current): Effect.Effect<never, AllKeysExhausted | PoolClosed> => {
-    const now = PoolCore.nowOf(call.clock)
+    const now = MonotonicTime.nowOf(call.clock)
     MutableRef.set(call.number, refused.call)
     const trail = MutableRef.get(call.trail)
     if (refused.closed) return new PoolClosed({ pool: config.pool, trail })

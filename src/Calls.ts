@@ -22,6 +22,7 @@ import type * as Fault from "./Fault.js"
 import * as HeldLease from "./HeldLease.js"
 import { appendTrail, BudgetExceeded, type PoolError, type Trail } from "./KeymeshError.js"
 import * as Leasing from "./Leasing.js"
+import * as MonotonicTime from "./MonotonicTime.js"
 import * as OngoingCall from "./OngoingCall.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
@@ -185,7 +186,7 @@ const attempt = <A, E, R>(
         label: record.key.label,
         at: record.startedAt,
         waitedMillis: record.startedAt - waitingSince,
-        durationMillis: PoolCore.nowOf(call.clock) - record.startedAt,
+        durationMillis: MonotonicTime.nowOf(call.clock) - record.startedAt,
         outcome: fault === undefined ? outcome._tag === "Success" ? "success" : "ignored" : fault.kind,
         ...(fault?.status === undefined ? {} : { status: fault.status }),
         ...(fault?.code === undefined ? {} : { code: fault.code }),
@@ -260,7 +261,13 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   let graced = false
 
   const denied = (reason: "time" | "tokens") =>
-    telemetry.publish([{ _tag: "budget.denied", pool: config.pool, at: PoolCore.nowOf(clock), call: number, reason }])
+    telemetry.publish([{
+      _tag: "budget.denied",
+      pool: config.pool,
+      at: MonotonicTime.nowOf(clock),
+      call: number,
+      reason
+    }])
   /** The budget of the call is spent, or one that the retry policy has of its own. */
   const outOfBudget = (of: "call" | "policy") =>
     Effect.zipRight(
@@ -268,7 +275,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       new BudgetExceeded({
         pool: config.pool,
         of,
-        budget: Duration.millis(of === "call" ? call.budgetMillis : PoolCore.nowOf(clock) - call.startedAt),
+        budget: Duration.millis(of === "call" ? call.budgetMillis : MonotonicTime.nowOf(clock) - call.startedAt),
         fault: tried.fault,
         trail: MutableRef.get(call.trail),
         cause: Exit.isFailure(tried.exit) ? Cause.squash(tried.exit.cause) : undefined
@@ -276,7 +283,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     )
 
   for (;;) {
-    const now = PoolCore.nowOf(clock)
+    const now = MonotonicTime.nowOf(clock)
     const [decision, spent] = RetryDecision.decide(settings, progress, tried.fault, call.replayable)
     progress = spent
     if (decision._tag === "Stop") return yield* tried.exit
@@ -286,19 +293,19 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     avoid = avoid.includes(tried.record.slot) ? avoid : [...avoid, tried.record.slot]
     const isRetry = decision._tag === "BackOff" || (decision._tag === "Rotate" && decision.retry)
     if (isRetry && !spentBudget) {
-      const began = PoolCore.nowOf(clock)
+      const began = MonotonicTime.nowOf(clock)
       const wait = yield* Ref.modify(state, (before) => {
         const spent = Leasing.spendToken(config, before, began, call.budgetEnd)
         return [spent.waitMillis, spent.state]
       })
       if (wait > 0) yield* denied("tokens")
-      if (wait > PoolCore.longestSleep) return yield* tried.exit
+      if (wait > MonotonicTime.longestSleep) return yield* tried.exit
       if (wait > 0) {
         yield* work.restore(Effect.sleep(wait)).pipe(
           Effect.onInterrupt(() => Ref.update(state, (before) => Leasing.returnToken(config, before)))
         )
       }
-      const at = PoolCore.nowOf(clock)
+      const at = MonotonicTime.nowOf(clock)
       const retrying: RetryPolicy.Retrying = {
         startedAt: call.startedAt,
         // A wait binds the key that was told it. Only where no other key can do better, it binds the call.
@@ -312,14 +319,14 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
         PoolState.hasOther(config, yield* Ref.get(state), call.model, avoid, at)
       spentBudget = !atOnce && next.at > call.budgetEnd
       if (!atOnce && !spentBudget && next.at > at) {
-        yield* work.restore(Effect.sleep(Math.min(Math.ceil(next.at - at), PoolCore.longestSleep)))
+        yield* work.restore(Effect.sleep(Math.min(Math.ceil(next.at - at), MonotonicTime.longestSleep)))
       }
     }
     if (spentBudget && !long) return yield* outOfBudget("call")
     graced = graced || spentBudget
     const only = decision._tag === "Elsewhere" ? suited(decision.where, tried.record.key) : undefined
     const random = config.strategy.randomised ? yield* Random.next : 0
-    const waitingSince = PoolCore.nowOf(clock)
+    const waitingSince = MonotonicTime.nowOf(clock)
     const acquired = yield* Acquisition.acquire(
       core,
       work.restore,

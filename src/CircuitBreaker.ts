@@ -35,6 +35,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { ConfigurationError } from "./KeymeshError.js"
+import * as MonotonicTime from "./MonotonicTime.js"
 import * as Checks from "./Settings.js"
 
 /**
@@ -826,7 +827,7 @@ const makeChecked = Effect.fnUntraced(function*(options: Options) {
 
   const modify: Port["modify"] = (f) =>
     Effect.clockWith((clock) => {
-      const now = Number(clock.unsafeCurrentTimeNanos()) / 1e6
+      const now = MonotonicTime.nowOf(clock)
       return Effect.flatMap(
         Ref.modify(ref, (before) => {
           const [value, after] = f(before, now)
@@ -980,17 +981,7 @@ const rateOf = (input: RateSettings, path: string): Checks.Checked<RateOptions> 
   })
 
 const finiteMillis = (value: unknown, path: string): Checks.Checked<number> =>
-  // Duration turns what is negative into zero without a word.
-  isNegative(value)
-    ? Checks.refuse(path, "must not be negative")
-    : Either.flatMap(Checks.millis(value, path), (millis) => Checks.nonNegative(millis, path))
+  Either.flatMap(Checks.millis(value, path), (millis) => Checks.nonNegative(millis, path))
 
 const positiveMillis = (value: unknown, path: string): Checks.Checked<number> =>
   Either.flatMap(finiteMillis(value, path), (millis) => Checks.positive(millis, path))
-
-const isNegative = (value: unknown): boolean =>
-  typeof value === "string"
-    ? value.trimStart().startsWith("-")
-    : typeof value === "bigint"
-    ? value < 0n
-    : Array.isArray(value) && value.some((part) => typeof part === "number" && !(part >= 0))

@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as MutableRef from "effect/MutableRef"
 import * as Random from "effect/Random"
 import type * as ApiKey from "./ApiKey.js"
+import * as MonotonicTime from "./MonotonicTime.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolState from "./PoolState.js"
@@ -111,10 +112,10 @@ const endWhenIdle = Effect.fnUntraced(function*(
   idleMillis: number
 ) {
   for (;;) {
-    const now = yield* PoolCore.clockNow
+    const now = yield* MonotonicTime.now
     const idle = now - (idleSince() ?? now)
     if (idle >= idleMillis) return yield* end
-    yield* Effect.sleep(Math.min(PoolCore.longestSleep, Math.max(1, Math.ceil(idleMillis - idle))))
+    yield* Effect.sleep(Math.min(MonotonicTime.longestSleep, Math.max(1, Math.ceil(idleMillis - idle))))
   }
 })
 

@@ -12,6 +12,7 @@ import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
 import type * as CallOptions from "./CallOptions.js"
 import { attemptsIn, DeadlineExceeded, emptyTrail, isPoolError, type Trail } from "./KeymeshError.js"
+import * as MonotonicTime from "./MonotonicTime.js"
 import * as PoolCore from "./PoolCore.js"
 
 /**
@@ -47,7 +48,7 @@ export const make = (
   },
   clock: Clock.Clock
 ): OngoingCall => {
-  const now = PoolCore.nowOf(clock)
+  const now = MonotonicTime.nowOf(clock)
   const budgetMillis = given.budget === undefined ? settings.budgetMillis : Duration.toMillis(given.budget)
   return {
     number: MutableRef.make(0),
@@ -107,7 +108,7 @@ export const ended = (
   exit: Exit.Exit<unknown, unknown>
 ): Effect.Effect<void> => {
   const trail = MutableRef.get(call.trail)
-  const now = PoolCore.nowOf(call.clock)
+  const now = MonotonicTime.nowOf(call.clock)
   return telemetry.publish([{
     _tag: "call.end",
     pool: config.pool,

@@ -14,6 +14,7 @@ import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as MonotonicTime from "./MonotonicTime.js"
 
 /**
  * What has been read (`held`), how to read on (`pull`), and what to close in the end.
@@ -71,9 +72,9 @@ const read = <A, E, R>(
   Effect.gen(function*() {
     const pull = yield* Scope.extend(Stream.toPull(stream), scope)
     let held = Chunk.empty<A>()
-    let started = yield* now
+    let started = yield* MonotonicTime.now
     for (;;) {
-      const left = limits.millis - ((yield* now) - started)
+      const left = limits.millis - ((yield* MonotonicTime.now) - started)
       const begun = held.length === 0 ? undefined : yield* begin(pull, scope)
       if (begun !== undefined && !(yield* isDoneWithin(begun, left, scope))) {
         return { scope, held, pull: firstOf(Deferred.await(begun.answer), pull) }
@@ -84,7 +85,7 @@ const read = <A, E, R>(
         // The end of a stream that never committed is a success all the same: it has said all it had to say.
         return { scope, held, pull: Effect.fail(Option.none()) }
       }
-      if (held.length === 0) started = yield* now
+      if (held.length === 0) started = yield* MonotonicTime.now
       held = Chunk.appendAll(held, next.right)
       if (held.length >= limits.elements || Chunk.some(next.right, commits)) return { scope, held, pull }
     }
@@ -130,5 +131,3 @@ const firstOf = <A, E, R>(
   const given = MutableRef.make(false)
   return Effect.suspend(() => MutableRef.getAndSet(given, true) ? pull : pending)
 }
-
-const now = Effect.clockWith((clock) => Effect.succeed(Number(clock.unsafeCurrentTimeNanos()) / 1e6))

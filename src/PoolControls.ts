@@ -15,6 +15,7 @@ import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
 import * as Keyring from "./Keyring.js"
 import type * as KeyState from "./KeyState.js"
+import * as MonotonicTime from "./MonotonicTime.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolKeys from "./PoolKeys.js"
 import { type PoolSnapshot, snapshotOf } from "./PoolSnapshot.js"
@@ -30,7 +31,7 @@ import type * as Telemetry from "./Telemetry.js"
  * @category views
  */
 export const snapshot = ({ config, state }: PoolCore.PoolCore): Effect.Effect<PoolSnapshot> =>
-  Effect.flatMap(PoolCore.clockNow, (now) => Effect.map(Ref.get(state), (current) => snapshotOf(config, current, now)))
+  Effect.flatMap(MonotonicTime.now, (now) => Effect.map(Ref.get(state), (current) => snapshotOf(config, current, now)))
 
 /**
  * The pool now, and after each change of a key's state.

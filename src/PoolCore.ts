@@ -15,6 +15,7 @@ import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
 import * as CircuitEvents from "./CircuitEvents.js"
+import * as MonotonicTime from "./MonotonicTime.js"
 import type * as Outcome from "./Outcome.js"
 import * as PoolKeys from "./PoolKeys.js"
 import type * as PoolSettings from "./PoolSettings.js"
@@ -62,7 +63,7 @@ export const make = (
     const { config } = settings
     const telemetry = yield* Telemetry.Telemetry
     const store = yield* PoolStore.PoolStore
-    const startedAt = yield* clockNow
+    const startedAt = yield* MonotonicTime.now
     const state = yield* Ref.make(PoolKeys.make(config, settings.keys, startedAt))
     const ticks = yield* Effect.acquireRelease(PubSub.sliding<void>(1), PubSub.shutdown)
     const circuits = yield* Effect.acquireRelease(
@@ -74,32 +75,6 @@ export const make = (
     const drains = yield* Ref.make(HashMap.empty<string, Deferred.Deferred<void>>())
     return { settings, config, telemetry, store, state, startedAt, ticks, circuits, wake, dirty, drains }
   })
-
-// --------------------------------------------------------------------------------------------------------------- clock
-
-/**
- * The pool's time: whole milliseconds that never run backwards, near to those since the epoch.
- *
- * @since 0.1.0
- * @category clock
- */
-export const nowOf = (clock: Clock.Clock): number => Math.floor(Number(clock.unsafeCurrentTimeNanos()) / 1e6)
-
-/**
- * The pool's time now.
- *
- * @since 0.1.0
- * @category clock
- */
-export const clockNow: Effect.Effect<number> = Effect.clockWith((clock) => Effect.succeed(nowOf(clock)))
-
-/**
- * Timers of the platform overflow after 24.8 days; nobody sleeps longer than this, in milliseconds.
- *
- * @since 0.1.0
- * @category clock
- */
-export const longestSleep = 86_400_000
 
 // --------------------------------------------------------------------------------------------------------------- steps
 
@@ -114,7 +89,7 @@ export const modify = <A>(
   f: (state: PoolState.PoolState, now: number) => readonly [A, PoolState.Changed | undefined]
 ): Effect.Effect<A> =>
   Effect.uninterruptible(Effect.clockWith((clock) => {
-    const now = nowOf(clock)
+    const now = MonotonicTime.nowOf(clock)
     return Effect.flatMap(
       Ref.modify(core.state, (before): readonly [Effect.Effect<A>, PoolState.PoolState] => {
         const [result, changed] = f(before, now)
@@ -156,7 +131,7 @@ export const settle = (
   random: number,
   extra: (now: number) => ReadonlyArray<Telemetry.Unnumbered>
 ): Effect.Effect<void> => {
-  const now = nowOf(clock)
+  const now = MonotonicTime.nowOf(clock)
   return Effect.flatMap(
     Ref.modify(core.state, (before): readonly [Effect.Effect<void> | undefined, PoolState.PoolState] => {
       const changed = Settling.settle(core.config, before, record, outcome, end, now, random)

@@ -10,6 +10,7 @@ import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
 import type * as ApiKey from "./ApiKey.js"
+import * as MonotonicTime from "./MonotonicTime.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolRecord from "./PoolRecord.js"
 import * as PoolState from "./PoolState.js"
@@ -59,10 +60,10 @@ const joined = (core: PoolCore.PoolCore, key: ApiKey.ApiKey, duplicate: boolean)
 /** Looks at the queue again at each instant at which somebody in it may be served, or gives up. */
 const waker = (core: PoolCore.PoolCore) =>
   Effect.forever(Effect.gen(function*() {
-    const now = yield* PoolCore.clockNow
+    const now = yield* MonotonicTime.now
     const at = WaitingLine.nextWake(core.config, yield* Ref.get(core.state), now)
     if (at === Infinity) return yield* Queue.take(core.wake)
-    const due = Effect.as(Effect.sleep(Math.min(Math.max(1, Math.ceil(at - now)), PoolCore.longestSleep)), true)
+    const due = Effect.as(Effect.sleep(Math.min(Math.max(1, Math.ceil(at - now)), MonotonicTime.longestSleep)), true)
     const slept = yield* Effect.raceFirst(due, Effect.as(Queue.take(core.wake), false))
     if (slept) yield* PoolCore.step(core, (state) => ({ state, events: PoolState.noEvents }))
   }))
@@ -81,19 +82,21 @@ const load = ({ config, state, store }: PoolCore.PoolCore) =>
   Effect.gen(function*() {
     const found = yield* store.load(config.pool)
     if (Option.isNone(found)) return
-    const now = yield* PoolCore.clockNow
+    const now = yield* MonotonicTime.now
     const offset = yield* wallOffset
     yield* Ref.update(state, (before) => PoolRecord.restore(config, before, found.value, now, offset))
   })
 
 const save = ({ config, state, store }: PoolCore.PoolCore) =>
   Effect.gen(function*() {
-    const now = yield* PoolCore.clockNow
+    const now = yield* MonotonicTime.now
     const offset = yield* wallOffset
     yield* store.save(config.pool, PoolRecord.fromState(yield* Ref.get(state), now, offset))
   })
 
-const wallOffset = Effect.clockWith((clock) => Effect.succeed(clock.unsafeCurrentTimeMillis() - PoolCore.nowOf(clock)))
+const wallOffset = Effect.clockWith((clock) =>
+  Effect.succeed(clock.unsafeCurrentTimeMillis() - MonotonicTime.nowOf(clock))
+)
 
 /** The store never fails nor holds up the pool: what goes wrong there is told, and the pool goes on. */
 const tolerate = (
@@ -122,7 +125,7 @@ const tolerate = (
 const degraded = ({ config, telemetry }: PoolCore.PoolCore, storeWorks: Ref.Ref<boolean>, problem: string) =>
   Effect.flatMap(Ref.getAndSet(storeWorks, false), (worked) =>
     worked
-      ? Effect.flatMap(PoolCore.clockNow, (at) =>
+      ? Effect.flatMap(MonotonicTime.now, (at) =>
         telemetry.publish([{ _tag: "store.degraded", pool: config.pool, at, problem }]))
       : Effect.void)
 

@@ -13,6 +13,7 @@ import * as Stream from "effect/Stream"
 import * as Calls from "./Calls.js"
 import type { HeldLease, Lease } from "./HeldLease.js"
 import type { PoolError } from "./KeymeshError.js"
+import * as MonotonicTime from "./MonotonicTime.js"
 import * as OpenedStream from "./OpenedStream.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
@@ -79,7 +80,7 @@ export const stream = <A, E, R>(
           ? Outcome.ignored
           : classify(exit.cause)
     })
-    const idleSince = MutableRef.make<number | undefined>(yield* PoolCore.clockNow)
+    const idleSince = MutableRef.make<number | undefined>(yield* MonotonicTime.now)
     yield* Effect.forkScoped(opened.lease.endWhenIdle(() => MutableRef.get(idleSince)))
     const pull = Effect.suspend(() => {
       MutableRef.set(idleSince, undefined)
@@ -93,7 +94,7 @@ export const stream = <A, E, R>(
             })
           })
         ),
-        Effect.ensuring(Effect.map(PoolCore.clockNow, (now) => MutableRef.set(idleSince, now)))
+        Effect.ensuring(Effect.map(MonotonicTime.now, (now) => MutableRef.set(idleSince, now)))
       )
     })
     return Stream.concat(Stream.fromChunk(opened.held), Stream.fromPull(Effect.succeed(pull)))

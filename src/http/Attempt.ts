@@ -10,6 +10,7 @@ import * as MutableRef from "effect/MutableRef"
 import * as Redacted from "effect/Redacted"
 import type * as Fault from "../Fault.js"
 import type * as KeyPool from "../KeyPool.js"
+import * as MonotonicTime from "../MonotonicTime.js"
 import * as Outcome from "../Outcome.js"
 import type { Provider, RequestFacts } from "../providers/Provider.js"
 import * as Classifier from "./Classifier.js"
@@ -316,7 +317,7 @@ const stream = (
         }
         return Effect.map(Effect.clock, (clock) => {
           const idleSince = MutableRef.make<number | undefined>(undefined)
-          const now = () => Number(clock.unsafeCurrentTimeNanos()) / 1e6
+          const now = () => MonotonicTime.nowOf(clock)
           const wall = () => clock.unsafeCurrentTimeMillis()
           MutableRef.set(idleSince, now())
           const unlink = link(request.signal, controller, () => {})

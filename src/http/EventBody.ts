@@ -6,6 +6,7 @@
  */
 import * as Effect from "effect/Effect"
 import type * as Fault from "../Fault.js"
+import * as MonotonicTime from "../MonotonicTime.js"
 import type { Provider } from "../providers/Provider.js"
 import * as Classifier from "./Classifier.js"
 import * as Scrub from "./Scrub.js"
@@ -77,13 +78,13 @@ export const open = Effect.fnUntraced(function*(
   limits: Limits,
   secret: string
 ) {
-  const started = yield* now
+  const started = yield* MonotonicTime.now
   const held: Array<Uint8Array> = []
   let parser = Sse.initial
   let bytes = 0
   let events = 0
   for (;;) {
-    const left = limits.millis - ((yield* now) - started)
+    const left = limits.millis - ((yield* MonotonicTime.now) - started)
     const pending = reader.read()
     const read = yield* Effect.raceFirst(
       Effect.tryPromise({ try: () => pending, catch: (error) => error }),
@@ -330,7 +331,6 @@ const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {
   return joined
 }
 
-const now = Effect.clockWith((clock) => Effect.succeed(clock.unsafeCurrentTimeMillis()))
 const none = new Uint8Array(0)
 const encoder = new TextEncoder()
 /** An event that goes on and on is not waited for: it passes. */

@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import type * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -178,6 +179,21 @@ describe("open", () => {
         assert.deepInclude(opened, { _tag: "Opened", ended: false })
         if (opened._tag === "Opened") assert.instanceOf(opened.pending, Promise)
       }
+    }))
+
+  it.effect("F3: the 5 seconds are not stretched by a wall clock that is set back", () =>
+    Effect.gen(function*() {
+      const clock = yield* Effect.clock
+      let looks = 0
+      const setBack: Clock.Clock = Object.assign(Object.create(clock), {
+        unsafeCurrentTimeMillis: () => -60_000 * ++looks,
+        unsafeCurrentTimeNanos: () => clock.unsafeCurrentTimeNanos()
+      })
+      const fiber = yield* Effect.fork(Effect.withClock(open([encode(ping), undefined]), setBack))
+      yield* turn
+      yield* TestClock.adjust("5 seconds")
+      yield* turn
+      assert.strictEqual((yield* Fiber.poll(fiber))._tag, "Some")
     }))
 
   it.effect("what the reader throws is the failure", () =>
