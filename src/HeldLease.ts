@@ -30,7 +30,7 @@ export interface Lease {
   readonly model: string | undefined
   /**
    * Says what the attempt's answer means, as soon as it is known. The first one counts; a fault after a success is
-   * taken in as a late one.
+   * taken in as a late one, also when the lease has ended: a body may break off that is read later.
    */
   readonly commit: (outcome: Outcome.Outcome) => Effect.Effect<void>
   /** Gives the key back; a lease that was never committed then counts as ignored. Later calls do nothing. */
@@ -66,23 +66,26 @@ export const make = (
   attempt: number,
   clock: Clock.Clock
 ): HeldLease => {
-  const phase = MutableRef.make<Phase>("open")
+  const phase = MutableRef.make<Phase>({ said: "nothing", ended: false })
   /** Takes in what is said, if it still counts, and ends the lease if `end`. */
   const say = (outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> =>
     Effect.suspend(() => {
-      const before = MutableRef.get(phase)
-      if (before === "ended") return Effect.void
-      const late = before === "succeeded" && outcome._tag === "Fault"
-      const counted = before === "open" || late ? outcome : undefined
-      if (counted === undefined && !end) return Effect.void
-      MutableRef.set(phase, end ? "ended" : counted?._tag === "Success" ? "succeeded" : "decided")
+      const { ended, said } = MutableRef.get(phase)
+      const late = said === "success" && outcome._tag === "Fault"
+      const counted = late || (said === "nothing" && !ended) ? outcome : undefined
+      const ends = end && !ended
+      if (counted === undefined && !ends) return Effect.void
+      MutableRef.set(phase, {
+        ended: ended || ends,
+        said: counted === undefined ? said : counted._tag === "Success" ? "success" : "else"
+      })
       const taken = (random: number) =>
         PoolCore.settle(
           core,
           record,
           clock,
           counted,
-          end,
+          ends,
           random,
           (now) => counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now)
         )
@@ -97,13 +100,16 @@ export const make = (
     model: record.model,
     commit: (outcome) => Effect.uninterruptible(say(outcome, false)),
     end,
-    isCommitted: () => MutableRef.get(phase) === "succeeded",
+    isCommitted: () => MutableRef.get(phase).said === "success" && !MutableRef.get(phase).ended,
     endWhenIdle: (idleSince) => endWhenIdle(end, idleSince, core.settings.streamIdleMillis),
     say
   }
 }
 
-type Phase = "open" | "succeeded" | "decided" | "ended"
+interface Phase {
+  readonly said: "nothing" | "success" | "else"
+  readonly ended: boolean
+}
 
 /** Ends a lease once nobody has read for `idleMillis`. */
 const endWhenIdle = Effect.fnUntraced(function*(

@@ -15,6 +15,7 @@ import * as Outcome from "../Outcome.js"
 import type { Provider, RequestFacts } from "../providers/Provider.js"
 import * as Classifier from "./Classifier.js"
 import * as EventBody from "./EventBody.js"
+import * as PlainBody from "./PlainBody.js"
 import * as Scrub from "./Scrub.js"
 
 /**
@@ -60,8 +61,8 @@ export interface Environment {
   /** Calls back when an object is collected that nobody reads any more; returns how to cancel that. */
   readonly onCollected: (object: object, f: () => void) => () => void
   /**
-   * Tells of an answer that is handed on, and how to break it off; returns how to take that back. A `stream` lasts
-   * until its end; of any other body nobody knows whether it is still read.
+   * Tells of an answer that is handed on, and how to break it off; returns how to take that back, once its body is
+   * over. Of a `body` that is no `stream` nobody knows whether it will be read.
    */
   readonly onOpened: (kind: "stream" | "body", breakOff: BreakOff) => () => void
   /** The header, and the id, by which a stream that fails late is recognised. */
@@ -146,25 +147,51 @@ const send = (
   secret: string,
   signal: AbortSignal
 ): Effect.Effect<Response, unknown> => {
+  const credentials = provider.credentials(secret, request.headers)
   const headers = new Headers(request.headers)
   for (const name of provider.credentialHeaders) headers.delete(name)
   for (const [name, value] of Object.entries(key.headers)) headers.set(name, value)
-  headers.set(...provider.credential(secret, request.headers))
+  for (const [name, value] of Object.entries(credentials.headers ?? {})) headers.set(name, value)
+  const keyed = (url: URL): URL => {
+    const target = withoutParams(url, provider.credentialParams)
+    const query = Object.entries(credentials.query ?? {})
+    if (query.length === 0) return target
+    const withKey = new URL(target)
+    for (const [name, value] of query) withKey.searchParams.set(name, value)
+    return withKey
+  }
   const url = key.baseUrl === undefined ? request.url : moved(request.url, baseUrl, new URL(key.baseUrl))
   const go = (url: URL, init: RequestInit, redirects: number): Effect.Effect<Response, unknown> =>
     Effect.flatMap(
       Effect.tryPromise({
-        try: () => transport(url.href, { ...init, headers, signal, redirect: "manual" }),
+        try: () => transport(keyed(url).href, { ...init, headers, signal, redirect: "manual" }),
         catch: (error) => error
       }),
       (response) => {
         const next = redirectOf(response, url, init)
         // Elsewhere the answer is handed on as it is: credentials go to the provider's own origin only.
-        if (next === undefined || redirects === 0) return Effect.succeed(response)
+        if (next === undefined || redirects === 0) {
+          return Effect.succeed(withAddress(response, Object.keys(credentials.query ?? {})))
+        }
         return Effect.zipRight(discard(response), Effect.suspend(() => go(next.url, next.init, redirects - 1)))
       }
     )
   return Effect.suspend(() => go(url, request.init(), 5))
+}
+
+/** The same address without these parameters; the same value, if it has none of them. */
+const withoutParams = (url: URL, names: ReadonlyArray<string> = []): URL => {
+  if (!names.some((name) => url.searchParams.has(name))) return url
+  const plain = new URL(url)
+  for (const name of names) plain.searchParams.delete(name)
+  return plain
+}
+
+/** An answer tells where it came from; what authenticated the request is no part of that. */
+const withAddress = (response: Response, params: ReadonlyArray<string>): Response => {
+  if (params.length === 0 || !URL.canParse(response.url)) return response
+  const { href } = withoutParams(new URL(response.url), params)
+  return Object.defineProperty(response, "url", { value: href, configurable: true })
 }
 
 /** The same address, below another base. */
@@ -219,13 +246,45 @@ const read = (
   }
   // To whoever did not ask for redirects to be shown, this is an error too.
   if (response.status >= 300 && response.status !== 304) return refusal(environment, secret, response, controller)
-  return Effect.sync(() => {
-    const answer = withValues(response, secret)
-    link(request.signal, controller, (unlink) => environment.onCollected(answer, unlink))
-    environment.onOpened("body", (reason) => controller.abort(reason))
+  return plain(environment, request, lease, secret, response, controller)
+}
+
+/** An answer that belongs to the caller from its headers on. Its lease has ended when its body is read. */
+const plain = (
+  environment: Environment,
+  request: PooledRequest,
+  lease: KeyPool.Lease,
+  secret: string,
+  response: Response,
+  controller: AbortController
+): Effect.Effect<Answer> =>
+  Effect.sync(() => {
+    const { fork, onCollected, onLate, onOpened } = environment
+    let uncollect = () => {}
+    let close = () => {}
+    const unlink = link(request.signal, controller)
+    const ended = () => {
+      unlink()
+      uncollect()
+      close()
+    }
+    const body = PlainBody.watched(response, secret, {
+      broken: (fault, error) => {
+        if (controller.signal.aborted) return
+        onLate(fault, response.headers, error)
+        fork(lease.commit(Outcome.fault(fault)))
+      },
+      ended
+    })
+    const answer = withBody(response, Scrub.values(secret)(response.headers), body, secret)
+    if (body === null) unlink()
+    else {
+      // Neither of these may hold the body, or it would never be collected.
+      uncollect = onCollected(body, ended)
+      close = onOpened("body", (reason) => controller.abort(reason))
+    }
     return { response: answer, fault: undefined, holds: false }
   })
-}
 
 const text = (response: Response): Effect.Effect<string, unknown> =>
   Effect.tryPromise({ try: () => response.text(), catch: (error) => error })
@@ -265,7 +324,7 @@ const judged = (
 ): Effect.Effect<Answer> =>
   Effect.clockWith((clock) => {
     // Scrubbed first: what was echoed may stand where a code is looked for.
-    const scrubbed = Scrub.text(secret)(body)
+    const scrubbed = Scrub.cutText(secret)(body)
     const fault = Classifier.classify(provider.dialect, {
       status: response.status,
       headers: Scrub.values(secret)(response.headers),
@@ -306,7 +365,7 @@ const stream = (
       ),
       (opened): Effect.Effect<Answer, NoAnswer> => {
         if (opened._tag === "Failed") {
-          const held = Scrub.text(secret)(decoder.decode(joined(opened.held)))
+          const held = Scrub.cutText(secret)(decoder.decode(joined(opened.held)))
           return Effect.as(
             Effect.sync(() => {
               reader.cancel().catch(() => undefined)
@@ -320,7 +379,7 @@ const stream = (
           const now = () => MonotonicTime.nowOf(clock)
           const wall = () => clock.unsafeCurrentTimeMillis()
           MutableRef.set(idleSince, now())
-          const unlink = link(request.signal, controller, () => {})
+          const unlink = link(request.signal, controller)
           const unwatch = fork(lease.endWhenIdle(() => MutableRef.get(idleSince)))
           let uncollect = () => {}
           let close = () => {}
@@ -349,7 +408,7 @@ const stream = (
           close = environment.onOpened("stream", breakOff)
           const headers = new Headers(Scrub.values(secret)(response.headers))
           headers.set(...environment.mark)
-          return { response: withBody(response, headers, body), fault: undefined, holds: true }
+          return { response: withBody(response, headers, body, secret), fault: undefined, holds: true }
         })
       }
     )
@@ -358,15 +417,13 @@ const stream = (
 /** Aborts the attempt with the caller's signal, until unlinked. `AbortSignal.any` would leak on Node.js 20. */
 const link = (
   signal: AbortSignal | undefined,
-  controller: AbortController,
-  keep: (unlink: () => void) => void
+  controller: AbortController
 ): () => void => {
   if (signal === undefined) return () => {}
   const abort = () => controller.abort(signal.reason)
   const unlink = () => signal.removeEventListener("abort", abort)
   if (signal.aborted) abort()
   else signal.addEventListener("abort", abort, { once: true })
-  keep(unlink)
   return unlink
 }
 
@@ -374,22 +431,17 @@ const link = (
 const clean = (response: Response, secret: string, body: string): Response => {
   const headers = Scrub.headers(secret)(response.headers)
   if (response.status >= 400) headers.set("x-should-retry", "false")
-  return withBody(response, headers, body, Scrub.text(secret)(response.statusText))
-}
-
-/** The answer as it came, its headers clean of the secret. */
-const withValues = (response: Response, secret: string): Response => {
-  const headers = Scrub.values(secret)(response.headers)
-  return headers === response.headers ? response : withBody(response, headers, response.body)
+  return withBody(response, headers, body, secret)
 }
 
 const withBody = (
   response: Response,
   headers: Headers,
   body: string | ReadableStream<Uint8Array> | null,
-  statusText = response.statusText
+  secret: string
 ): Response => {
   const { status, url } = response
+  const statusText = Scrub.text(secret)(response.statusText)
   const bare = status === 204 || status === 205 || status === 304
   const copy = new Response(bare ? null : body, { status, statusText, headers })
   // A made-up `Response` has no address; SDKs and their users read it.

@@ -28,7 +28,7 @@ export interface Opened {
 }
 
 /**
- * A body that failed before its first content.
+ * A body that failed before its first content; `held` is what came up to the end of the error.
  *
  * @since 0.1.0
  * @category models
@@ -106,7 +106,7 @@ export const open = Effect.fnUntraced(function*(
       }
       return {
         _tag: "Failed",
-        held,
+        held: upTo(held, event.end),
         fault: yield* Effect.clockWith((clock) =>
           Effect.succeed(
             faultOf(provider, event, headers, "before-content", secret, clock.unsafeCurrentTimeMillis()) ??
@@ -186,6 +186,8 @@ export const rest = (
             ? { done: true, value: undefined }
             : await (pending ?? reader.read())
           if (held === undefined) pending = undefined
+          // Cancelled meanwhile: that ends a read, and cuts nothing.
+          if (over) return
           if (read.done) {
             const [last] = lastOf(watch.parser)
             const left = flush(watch, last)
@@ -203,6 +205,7 @@ export const rest = (
           if (out.length > 0) return
         }
       } catch (error) {
+        if (over) return
         const fault = Classifier.classifyThrown(error)
         const clean = scrubError(error)
         if (fault !== "cancelled") listener.late(fault, clean)
@@ -225,6 +228,7 @@ interface Watch {
   readonly held: Uint8Array
   readonly secrets: ReadonlyArray<Uint8Array>
   readonly scrub: (bytes: Uint8Array) => Uint8Array
+  readonly scrubCut: (bytes: Uint8Array) => Uint8Array
   readonly terminated: boolean
   readonly failed: boolean
 }
@@ -234,6 +238,7 @@ const watchFrom = (secret: string): Watch => ({
   held: none,
   secrets: Scrub.forms(secret).map((form) => encoder.encode(form)),
   scrub: Scrub.bytes(secret),
+  scrubCut: (bytes) => encoder.encode(Scrub.cutText(secret)(decoder.decode(bytes))),
   terminated: false,
   failed: false
 })
@@ -282,7 +287,7 @@ const feed = (provider: Provider, watch: Watch, chunk: Uint8Array): Fed => {
 /** What was held when the body ended: part of an event, which may be content as well as an error. */
 const flush = (watch: Watch, last: Sse.SseEvent | undefined): Uint8Array | undefined => {
   if (watch.held.byteLength === 0) return undefined
-  return last !== undefined && looksLikeError(last) ? watch.scrub(watch.held) : watch.held
+  return last !== undefined && looksLikeError(last) ? watch.scrubCut(watch.held) : watch.held
 }
 
 /** Parsing each event would cost more than all the rest; an error names itself. */
@@ -324,6 +329,16 @@ const faultOf = (
     { headers: Scrub.values(secret)(headers), now, streaming }
   )
 
+/** The first so many bytes of all chunks. */
+const upTo = (chunks: ReadonlyArray<Uint8Array>, end: number): ReadonlyArray<Uint8Array> => {
+  let before = 0
+  return chunks.flatMap((chunk) => {
+    const taken = chunk.subarray(0, Math.max(0, end - before))
+    before += chunk.byteLength
+    return taken.byteLength === 0 ? [] : [taken]
+  })
+}
+
 const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {
   const joined = new Uint8Array(a.byteLength + b.byteLength)
   joined.set(a)
@@ -333,5 +348,6 @@ const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {
 
 const none = new Uint8Array(0)
 const encoder = new TextEncoder()
+const decoder = new TextDecoder()
 /** An event that goes on and on is not waited for: it passes. */
 const maxHeld = 256 * 1024

@@ -279,7 +279,9 @@ async (input, init = {}) => {
     HttpClientRequest.setHeaders(headers)
   )
   MutableRef.set(unheard, { died: false })
-  const exit = await Runtime.runPromiseExit(runtime)(below(keyed), { signal })
+  // Its exit is a value: of a fiber that fails, the cause is logged, and this one has the request with the key.
+  const ran = await Runtime.runPromiseExit(runtime)(Effect.exit(below(keyed)), { signal })
+  const exit = Exit.flatten(ran)
   if (Exit.isSuccess(exit)) return webOf(exit.value, signal, runtime)
   const error = Option.getOrUndefined(Cause.failureOption(exit.cause))
   if (error === undefined) {
@@ -313,12 +315,20 @@ const bodyOf = (
   runtime: Runtime.Runtime<never>
 ): ReadableStream<Uint8Array> => {
   const chunks = Stream.suspend(() => response.stream).pipe(
-    // The error has the request, which has the key.
-    Stream.catchAll(({ cause, reason }) =>
-      reason === "EmptyBody" ? Stream.empty : Stream.fail(cause ?? new Error(reason))
-    )
+    Stream.map(Either.right),
+    // As values too. The error itself has the request; what caused it is for whoever reads to take the key out of.
+    Stream.catchAllCause((cause) => {
+      const error = Option.getOrUndefined(Cause.failureOption(cause))
+      return error?.reason === "EmptyBody"
+        ? Stream.empty
+        : Stream.succeed(
+          Either.left(error === undefined ? Cause.squash(cause) : error.cause ?? new Error(error.reason))
+        )
+    })
   )
-  const reader = MutableRef.make<ReadableStreamDefaultReader<Uint8Array> | undefined>(undefined)
+  const reader = MutableRef.make<
+    ReadableStreamDefaultReader<Either.Either<Uint8Array, unknown>> | undefined
+  >(undefined)
   const opened = () => {
     const before = MutableRef.get(reader)
     if (before !== undefined) return before
@@ -336,7 +346,8 @@ const bodyOf = (
     pull: async (controller) => {
       const { done, value } = await opened().read()
       if (done) controller.close()
-      else controller.enqueue(value)
+      else if (Either.isRight(value)) controller.enqueue(value.right)
+      else controller.error(value.left)
     },
     cancel: async () => {
       const open = MutableRef.get(reader)

@@ -131,6 +131,7 @@ const sdk: SdkService.Sdk<Sdk> = {
       ...(baseUrl === undefined ? {} : { baseURL: baseUrl })
     }),
   addressOf: (client) => client.baseURL,
+  timeoutOf: (client) => client.timeout,
   withoutRetries: (client) => {
     client.maxRetries = 0
   }

@@ -5,7 +5,6 @@
  */
 import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
 import * as HttpClient from "@effect/platform/HttpClient"
-import type * as HttpClientError from "@effect/platform/HttpClientError"
 import * as HttpClientRequest from "@effect/platform/HttpClientRequest"
 import * as Config from "effect/Config"
 import type { ConfigError } from "effect/ConfigError"
@@ -26,7 +25,7 @@ import type * as PoolStore from "../PoolStore.js"
 import type * as Telemetry from "../Telemetry.js"
 import * as dialects from "./dialects.js"
 import { genericGrammar } from "./grammars.js"
-import type { ErrorDialect, Provider, RequestFacts, RequestShape } from "./Provider.js"
+import type * as Provider from "./Provider.js"
 
 /**
  * Where a key goes into a request: `"bearer"` (`Authorization: Bearer …`), a header, a parameter of the query, or
@@ -48,10 +47,7 @@ export type Auth =
  * @since 0.1.0
  * @category models
  */
-export interface Credentials {
-  readonly headers?: Readonly<Record<string, string>> | undefined
-  readonly query?: Readonly<Record<string, string>> | undefined
-}
+export type Credentials = Provider.Credentials
 
 /**
  * What a provider of a REST API is made of.
@@ -64,14 +60,14 @@ export interface ApiOptions {
   readonly name?: string | undefined
   readonly auth: Auth
   /** How the API words its errors (default: what most have in common). */
-  readonly errors?: ErrorDialect | undefined
+  readonly errors?: Provider.ErrorDialect | undefined
   /** Whether a success may be an error by its body, so that JSON bodies are looked into (default: as `errors` says). */
   readonly peek?: boolean | undefined
   /**
    * Whether a request may be sent again after a fault that leaves open whether it was processed. Default: GET, HEAD,
    * OPTIONS, and whatever has an `Idempotency-Key`; a call's own `CallOptions.replayable` wins.
    */
-  readonly replayable?: boolean | ((request: RequestShape) => boolean) | undefined
+  readonly replayable?: boolean | ((request: Provider.RequestShape) => boolean) | undefined
 }
 
 /**
@@ -171,18 +167,13 @@ export const make = (
       pool,
       provider: api,
       baseUrl: () => new URL(baseUrl),
-      transport: authenticated(auth, transport),
+      transport,
       hold
     })
     const plain = httpClient ?? (yield* Effect.provide(HttpClient.HttpClient, FetchHttpClient.layer)).pipe(
       HttpClient.transformResponse(Effect.provideService(FetchHttpClient.Fetch, transport))
     )
-    // Not mapped: what is mapped is mapped above the pool, where there is no key yet.
-    const keyed = HttpClient.makeWith<never, never, HttpClientError.HttpClientError, never>(
-      Effect.flatMap((request) => plain.execute(authenticate(auth)(request))),
-      Effect.succeed
-    )
-    const client = keyed.pipe(
+    const client = plain.pipe(
       PooledHttpClient.pooled(pool, api, { baseUrl, allowInsecureBaseUrl, propagateTrace, hold }),
       HttpClient.mapRequest((request) =>
         URL.canParse(request.url) ? request : HttpClientRequest.prependUrl(request, baseUrl)
@@ -223,20 +214,20 @@ export const layerAs = <Self>(
 ): Layer.Layer<Self, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> => Layer.scoped(tag, make(settings))
 
 /**
- * A REST API as provider data. Where its keys are no header, they travel in a header of ours up to the last step,
- * `authenticated`, which this data is to be used with.
+ * A REST API as provider data.
  *
  * @since 0.1.0
  * @category providers
  */
 export const provider = (
   { auth, errors = dialects.generic, name = "http", peek, replayable }: ApiOptions
-): Provider => ({
+): Provider.Provider => ({
   name,
   dialect: peek === undefined ? errors : { ...errors, okBody: peek ? "peek" : "ignore" },
   grammar: genericGrammar,
-  credential: (secret) => isHeader(auth) ? headerOf(auth, secret) : [carrier, secret],
-  credentialHeaders: [...new Set([...usualHeaders, ...isHeader(auth) ? [headerOf(auth, "")[0]] : []])],
+  credentials: (secret) => credentialsOf(auth, secret),
+  credentialHeaders: [...new Set([...usualHeaders, ...Object.keys(named(auth).headers ?? {})])],
+  credentialParams: Object.keys(named(auth).query ?? {}),
   facts: (request) => factsOf(request, replayable),
   // Streams in general have no mark of their end.
   ends: () => true,
@@ -246,50 +237,14 @@ export const provider = (
 
 // -------------------------------------------------------------------------------------------------------------- auth
 
-/** A `fetch` that puts the key where the API wants it. */
-const authenticated = (auth: Auth, transport: Attempt.Transport): Attempt.Transport =>
-  isHeader(auth)
-    ? transport
-    : async (input, init) => {
-      const headers = new Headers(init?.headers)
-      const secret = headers.get(carrier)
-      if (secret === null) return transport(input, init)
-      const url = new URL(input instanceof Request ? input.url : input)
-      const plain = new URL(url)
-      const { headers: own, query } = credentialsOf(auth, secret)
-      headers.delete(carrier)
-      for (const [name, value] of Object.entries(own ?? {})) headers.set(name, value)
-      for (const [name, value] of Object.entries(query ?? {})) {
-        url.searchParams.set(name, value)
-        plain.searchParams.delete(name)
-      }
-      const response = await transport(url.href, { ...init, headers })
-      // An answer tells where it came from, also when it is cloned.
-      const { status, statusText } = response
-      const copy = new Response(response.body, { status, statusText, headers: response.headers })
-      return Object.defineProperty(copy, "url", { value: plain.href })
-    }
-
-const authenticate = (auth: Auth) => (request: HttpClientRequest.HttpClientRequest) => {
-  const { [carrier]: secret, ...headers } = request.headers
-  if (isHeader(auth) || secret === undefined) return request
-  const { headers: own, query } = credentialsOf(auth, secret)
-  const url = new URL(request.url)
-  for (const [name, value] of Object.entries(query ?? {})) url.searchParams.set(name, value)
-  return HttpClientRequest.make(request.method)(url.href).pipe(
-    HttpClientRequest.setBody(request.body),
-    HttpClientRequest.setHeaders({ ...headers, ...own })
-  )
+const credentialsOf = (auth: Auth, secret: string): Credentials => {
+  if (auth === "bearer") return { headers: { authorization: `Bearer ${secret}` } }
+  if (typeof auth === "function") return auth(secret)
+  return "header" in auth ? { headers: { [auth.header.toLowerCase()]: secret } } : { query: { [auth.query]: secret } }
 }
 
-const isHeader = (auth: Auth): auth is "bearer" | { readonly header: string } =>
-  auth === "bearer" || (typeof auth === "object" && "header" in auth)
-
-const headerOf = (auth: "bearer" | { readonly header: string }, secret: string): readonly [string, string] =>
-  auth === "bearer" ? ["authorization", `Bearer ${secret}`] : [auth.header.toLowerCase(), secret]
-
-const credentialsOf = (auth: Exclude<Auth, "bearer" | { readonly header: string }>, secret: string): Credentials =>
-  typeof auth === "function" ? auth(secret) : { query: { [auth.query]: secret } }
+/** Where credentials go, as far as that is known without a secret: functions are asked for real ones only. */
+const named = (auth: Auth): Credentials => typeof auth === "function" ? {} : credentialsOf(auth, "")
 
 const checked = (auth: Auth): Effect.Effect<void, ConfigurationError> => {
   if (auth === "bearer" || typeof auth === "function") return Effect.void
@@ -308,13 +263,11 @@ const checked = (auth: Auth): Effect.Effect<void, ConfigurationError> => {
     : Effect.fail(new ConfigurationError({ field: `auth.${field}`, problem: "must be a name" }))
 }
 
-/** Never leaves this module: taken out again before anything is sent. */
-const carrier = "x-keymesh-credential"
-const usualHeaders = ["authorization", "x-api-key", "api-key", "x-goog-api-key", carrier]
+const usualHeaders = ["authorization", "x-api-key", "api-key", "x-goog-api-key"]
 
 // ------------------------------------------------------------------------------------------------------------- facts
 
-const factsOf = (request: RequestShape, replayable: ApiOptions["replayable"]): RequestFacts => {
+const factsOf = (request: Provider.RequestShape, replayable: ApiOptions["replayable"]): Provider.RequestFacts => {
   const { model, stream } = request.text === undefined ? {} : RequestBody.topLevel(request.text, ["model", "stream"])
   const may = typeof replayable === "function" ? replayable(request) : replayable
   return {

@@ -125,6 +125,7 @@ const sdk: SdkService.Sdk<OpenAI> = {
       ...(baseUrl === undefined ? {} : { baseURL: baseUrl })
     }),
   addressOf: (client) => client.baseURL,
+  timeoutOf: (client) => client.timeout,
   withoutRetries: (client) => {
     client.maxRetries = 0
   }

@@ -143,6 +143,19 @@ export interface GivenUp {
   readonly code: string
   readonly message: string
   readonly id: string
+  /** Milliseconds until a key may serve again, where that is known. */
+  readonly waitMillis?: number | undefined
+}
+
+/**
+ * What authenticates one request; replaces what the request has under the same names.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Credentials {
+  readonly headers?: Readonly<Record<string, string>> | undefined
+  readonly query?: Readonly<Record<string, string>> | undefined
 }
 
 /**
@@ -156,10 +169,17 @@ export interface Provider {
   readonly name: string
   readonly dialect: ErrorDialect
   readonly grammar: StreamGrammar
-  /** The credential header that a key goes into, and how; `sent` are the headers of the request as it came in. */
-  readonly credential: (secret: string, sent: Headers) => readonly [header: string, value: string]
+  /** Where in a request a key goes, and how; `sent` are the headers of the request as it came in. */
+  readonly credentials: (secret: string, sent: Headers) => Credentials
   /** Every header that may carry a credential; what the SDK put there is taken out. Lower-case. */
   readonly credentialHeaders: ReadonlyArray<string>
+  /** Every parameter of the query that may carry a credential, likewise (default: none). */
+  readonly credentialParams?: ReadonlyArray<string> | undefined
+  /**
+   * The header by which the SDK announces its own timeout in whole seconds, rounded so (default: none). An SDK that
+   * aborts when it said it would has run into it: a `Timeout`, and not the caller's will.
+   */
+  readonly timeoutHeader?: { readonly name: string; readonly rounded: "down" | "up" } | undefined
   readonly facts: (request: RequestShape) => RequestFacts
   /** Whether an event of a stream is its proper end. */
   readonly ends: (event: string | undefined, data: string) => boolean

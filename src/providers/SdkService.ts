@@ -77,8 +77,12 @@ export interface Sdk<Client> {
   readonly construct: (fetch: Attempt.Transport, baseUrl: string | undefined) => Client
   /** The address that a client has resolved. */
   readonly addressOf: (client: Client) => string
+  /** The timeout that a client has resolved, in milliseconds, if it need not announce it. */
+  readonly timeoutOf?: ((client: Client) => number) | undefined
   /** Switches the SDK's own retries off. */
   readonly withoutRetries: (client: Client) => void
+  /** What of an answer must be otherwise for this SDK (default: nothing). */
+  readonly answered?: ((response: Response) => Response) | undefined
 }
 
 /**
@@ -103,10 +107,15 @@ export const make = <Client>(
       pool,
       provider,
       baseUrl: () => new URL(sdk.addressOf(client)),
+      timeout: () => sdk.timeoutOf?.(client),
       transport: fetch,
       hold
     })
-    const client: Client = makeClient?.(pooled.fetch) ?? sdk.construct(pooled.fetch, baseUrl)
+    const { answered } = sdk
+    const given: Attempt.Transport = answered === undefined
+      ? pooled.fetch
+      : (input, init) => pooled.fetch(input, init).then(answered)
+    const client: Client = makeClient?.(given) ?? sdk.construct(given, baseUrl)
     sdk.withoutRetries(client)
     yield* ApiKey.baseUrlOf(sdk.addressOf(client), allowInsecureBaseUrl === true, "baseUrl")
     const failed = (error: unknown) => SdkErrors.toCallError(provider, pooled.failureOf(error), error)
