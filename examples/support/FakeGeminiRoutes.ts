@@ -6,6 +6,7 @@ import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
 import * as Schema from "effect/Schema"
 import type * as FakeProvider from "./FakeProvider.js"
+import { json, named, sampleOf, tokensOf, wordsOf } from "./FakeRoutes.js"
 
 /** What was asked, whichever route it came by. */
 export interface Ask {
@@ -94,8 +95,6 @@ export const complaint = (
   code: string | null = null,
   details: ReadonlyArray<object> = []
 ): Complaint => ({ status, message, type, code, param: null, details })
-
-const json = (body: unknown): FakeProvider.Answer => ({ status: 200, body: JSON.stringify(body) })
 
 const data = (value: unknown, content = false): FakeProvider.Frame => ({
   // Google ends its lines with CR and LF.
@@ -331,10 +330,7 @@ interface Event {
   readonly [field: string]: unknown
 }
 
-const event = (value: Event, content = false): FakeProvider.Frame => ({
-  text: `event: ${value.event_type}\ndata: ${JSON.stringify(value)}\n\n`,
-  content
-})
+const event = (value: Event, content = false): FakeProvider.Frame => named(value.event_type, value, content)
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What is stored
@@ -407,41 +403,7 @@ const decodeBody = <A, I>(
 const textOf = (content: typeof Content.Type | undefined): string =>
   (content?.parts ?? []).map(({ text = "" }) => text).join("")
 
-const SomeSchema = Schema.Struct({
-  type: Schema.optional(Schema.Unknown),
-  enum: Schema.optional(Schema.Array(Schema.Unknown)),
-  items: Schema.optional(Schema.Unknown),
-  properties: Schema.optional(Schema.Record({ key: Schema.String, value: Schema.Unknown }))
-})
-
-/** A value that matches a simple schema, Google's (whose types are in capitals) or a JSON schema. */
-const sampleOf = (schema: unknown): unknown => {
-  const known = Option.getOrElse(Schema.decodeUnknownOption(SomeSchema)(schema), (): typeof SomeSchema.Type => ({}))
-  if (known.enum !== undefined) return known.enum[0]
-  switch (String(known.type).toLowerCase()) {
-    case "string":
-      return "text"
-    case "number":
-    case "integer":
-      return 1
-    case "boolean":
-      return true
-    case "null":
-      return null
-    case "array":
-      return [sampleOf(known.items)]
-    default:
-      return Object.fromEntries(Object.entries(known.properties ?? {}).map(([name, value]) => [name, sampleOf(value)]))
-  }
-}
-
 const spoken = (reply: Reply): string => typeof reply === "string" ? reply : JSON.stringify(reply.calls)
-
-/** Words, each with the space behind it. */
-const wordsOf = (text: string): ReadonlyArray<string> => text.match(/\s*\S+\s*/g) ?? []
-
-/** Four characters make about one token. */
-const tokensOf = (text: string): number => Math.ceil(text.length / 4)
 
 const usageOf = (prompt: string, reply: Reply) => {
   const [promptTokenCount, candidatesTokenCount] = [tokensOf(prompt), tokensOf(spoken(reply))]
