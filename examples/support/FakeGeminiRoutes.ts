@@ -119,11 +119,12 @@ const Declaration = Schema.Struct({
   parametersJsonSchema: Schema.optional(Schema.Unknown)
 })
 
+const Tool = Schema.Struct({ functionDeclarations: Schema.optional(Schema.NullOr(Schema.Array(Declaration))) })
+
 const GenerateRequest = Schema.Struct({
   contents: Schema.Array(Content),
-  tools: Schema.optional(Schema.NullOr(Schema.Array(Schema.Struct({
-    functionDeclarations: Schema.optional(Schema.NullOr(Schema.Array(Declaration)))
-  })))),
+  // As the real one, it takes one thing for a list of one.
+  tools: Schema.optional(Schema.NullOr(Schema.Union(Schema.Array(Tool), Tool))),
   toolConfig: Schema.optional(Schema.NullOr(Schema.Struct({
     functionCallingConfig: Schema.optional(Schema.NullOr(Schema.Struct({
       mode: Schema.optional(Schema.String),
@@ -142,7 +143,7 @@ const generateContent = (visit: Visit): Routed =>
     const last = body.contents.at(-1)
     const calling = body.toolConfig?.functionCallingConfig
     const allowed = calling?.allowedFunctionNames ?? []
-    const declared = (body.tools ?? []).flatMap((tool) => tool.functionDeclarations ?? [])
+    const declared = [body.tools ?? []].flat().flatMap((tool) => tool.functionDeclarations ?? [])
     const prompt = textOf(body.contents.findLast(({ role = "user" }) => role === "user"))
     const reply = visit.reply({
       route: "generateContent",
