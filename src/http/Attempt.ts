@@ -13,6 +13,7 @@ import type * as KeyPool from "../KeyPool.js"
 import * as MonotonicTime from "../MonotonicTime.js"
 import * as Outcome from "../Outcome.js"
 import type { Provider, RequestFacts } from "../providers/Provider.js"
+import * as AnswerBody from "./AnswerBody.js"
 import * as Classifier from "./Classifier.js"
 import * as EventBody from "./EventBody.js"
 import * as Scrub from "./Scrub.js"
@@ -37,6 +38,8 @@ export interface PooledRequest {
   /** Everything else of the request; asked for once per attempt, because some bodies must be copied. */
   readonly init: () => RequestInit
   readonly facts: RequestFacts
+  /** Whether its answer may tell of stored resources (default: no). */
+  readonly storing?: boolean | undefined
   /** The caller's signal. */
   readonly signal: AbortSignal | undefined
   /** How long a stream may be held back, in milliseconds, if less than the environment's limit. */
@@ -211,20 +214,44 @@ const read = (
     return stream(environment, request, lease, secret, response, controller)
   }
   const json = type.includes("json")
+  const learn = learning(environment, request, lease, response)
   if (json && (request.facts.streaming || environment.provider.dialect.okBody === "peek")) {
     return Effect.flatMap(
       Effect.mapError(text(response), noAnswer(secret)),
-      (body) => judged(environment, secret, response, body, request.facts.streaming ? "before-content" : undefined)
+      (body) =>
+        Effect.tap(
+          judged(environment, secret, response, body, request.facts.streaming ? "before-content" : undefined),
+          ({ fault }) => fault === undefined ? learn?.(body) ?? Effect.void : Effect.void
+        )
     )
   }
   // To whoever did not ask for redirects to be shown, this is an error too.
   if (response.status >= 300 && response.status !== 304) return refusal(environment, secret, response, controller)
-  return Effect.sync(() => {
-    const answer = withValues(response, secret)
-    link(request.signal, controller, (unlink) => environment.onCollected(answer, unlink))
-    environment.onOpened("body", (reason) => controller.abort(reason))
-    return { response: answer, fault: undefined, holds: false }
-  })
+  return Effect.zipRight(
+    learn?.("") ?? Effect.void,
+    Effect.sync(() => {
+      const plain = withValues(response, secret)
+      const answer = json && learn !== undefined && plain.body !== null
+        ? withBody(plain, plain.headers, AnswerBody.overheard(plain.body, (text) => environment.fork(learn(text))))
+        : plain
+      link(request.signal, controller, (unlink) => environment.onCollected(answer, unlink))
+      environment.onOpened("body", (reason) => controller.abort(reason))
+      return { response: answer, fault: undefined, holds: false }
+    })
+  )
+}
+
+/** Remembers, by the key of the attempt, what an answer tells of stored resources; `undefined` if it tells nothing. */
+const learning = (
+  { provider }: Environment,
+  { storing }: PooledRequest,
+  lease: KeyPool.Lease,
+  { headers }: Response
+): ((text: string) => Effect.Effect<void>) | undefined => {
+  const { stored } = provider
+  return storing === true && stored !== undefined
+    ? (text) => Effect.suspend(() => lease.remember(stored({ headers, text })))
+    : undefined
 }
 
 const text = (response: Response): Effect.Effect<string, unknown> =>
@@ -335,6 +362,7 @@ const stream = (
             controller.abort(reason)
             end()
           }
+          const learn = learning(environment, request, lease, response)
           const body = EventBody.rest(provider, reader, response.headers, opened, secret, wall, {
             late: (fault, error) => {
               if (controller.signal.aborted) return
@@ -342,6 +370,7 @@ const stream = (
               fork(lease.commit(Outcome.fault(fault)))
             },
             ended: end,
+            heard: learn === undefined ? undefined : (data) => fork(learn(data)),
             reading: (active) => MutableRef.set(idleSince, active ? undefined : now())
           })
           // Neither of these may hold the body, or it would never be collected.

@@ -18,7 +18,7 @@ import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as AsyncContext from "../AsyncContext.js"
-import { CallOptions } from "../CallOptions.js"
+import { affinityHeader, CallOptions } from "../CallOptions.js"
 import * as Fault from "../Fault.js"
 import { AllKeysExhausted, emptyTrail, isPoolError, PoolClosed, type PoolError, type Trail } from "../KeymeshError.js"
 import type * as KeyPool from "../KeyPool.js"
@@ -166,6 +166,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       const { announced, shape, signal } = request
       if (signal?.aborted === true) return Promise.reject(abortError(signal))
       const facts = provider.facts(shape)
+      const stored = provider.resources?.(shape)
       const lease = MutableRef.make<KeyPool.Lease | undefined>(undefined)
       const trail = MutableRef.make(emptyTrail)
       const env = environment(frame, trail)
@@ -175,6 +176,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         headers,
         init: request.init,
         facts,
+        storing: stored?.storing === true,
         signal,
         holdMillis: announced === undefined ? undefined : Math.max(100, announced.from / 4)
       }
@@ -185,6 +187,8 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           return Attempt.attempt(env, once, leased)
         }, {
           model: facts.model,
+          affinity: request.affinity,
+          resources: stored?.resources,
           replayable: request.reusable ? given.replayable ?? repeatable : "never",
           hold: (answer) => answer.holds,
           trail,
@@ -351,6 +355,7 @@ interface Incoming {
   readonly init: () => RequestInit
   readonly signal: AbortSignal | undefined
   readonly reusable: boolean
+  readonly affinity: string | undefined
   /** Between which times, in milliseconds, the client's timeout is: it announces whole seconds, cut off. */
   readonly announced: { readonly from: number; readonly to: number } | undefined
 }
@@ -365,6 +370,8 @@ const incoming = (url: URL, input: string | URL | Request, init: RequestInit | u
   const headers = new Headers(init?.headers ?? given?.headers)
   const body = init?.body
   const ownBody = body === undefined && given?.body !== null && given?.body !== undefined
+  const affinity = headers.get(affinityHeader) ?? undefined
+  headers.delete(affinityHeader)
   const announced = headers.get("x-stainless-timeout") ?? ""
   const seconds = /^\d{1,9}$/.test(announced) ? Number(announced) : undefined
   return {
@@ -382,6 +389,7 @@ const incoming = (url: URL, input: string | URL | Request, init: RequestInit | u
       ...(ownBody ? { body: given.clone().body, duplex: "half" } : body === undefined ? {} : { body })
     }),
     signal: init?.signal ?? given?.signal,
+    affinity: affinity === "" ? undefined : affinity,
     reusable: ownBody || RequestBody.isReusable(body),
     announced: seconds === undefined ? undefined : { from: seconds * 1_000, to: (seconds + 1) * 1_000 }
   }

@@ -7,6 +7,7 @@ import * as RequestBody from "../http/RequestBody.js"
 import { anthropic as anthropicDialect, gemini as geminiDialect, openai as dialect } from "./dialects.js"
 import { anthropicGrammar, geminiGrammar, openAiGrammar } from "./grammars.js"
 import type { Provider, RequestFacts, RequestShape } from "./Provider.js"
+import * as Resources from "./resources.js"
 
 /**
  * OpenAI's API, and those that speak it: chat completions, responses, embeddings, files and the rest.
@@ -21,6 +22,8 @@ export const openAi: Provider = {
   credential: (secret) => ["authorization", `Bearer ${secret}`],
   credentialHeaders: ["authorization", "api-key"],
   facts: (request) => factsOf(request),
+  resources: Resources.openAiFacts,
+  stored: Resources.openAiStored,
   ends: (event, data) =>
     data.trim() === "[DONE]" || event === "response.completed" || event === "response.incomplete" ||
     event === "response.failed",
@@ -70,6 +73,8 @@ export const anthropic: Provider = {
   credential: (secret, sent) => isBearer(sent) ? ["authorization", `Bearer ${secret}`] : ["x-api-key", secret],
   credentialHeaders: ["authorization", "x-api-key"],
   facts: (request) => anthropicFactsOf(request),
+  resources: Resources.anthropicFacts,
+  stored: Resources.anthropicStored,
   // The events of the text completions before messages have no end of their own: the last one has the reason.
   ends: (event, data) => event === "message_stop" || (event === "completion" && /"stop_reason":\s*"/.test(data)),
   requestId: (headers) => headers.get("request-id") ?? undefined,
@@ -124,6 +129,8 @@ export const gemini: Provider = {
   credential: (secret) => ["x-goog-api-key", secret],
   credentialHeaders: ["x-goog-api-key", "authorization"],
   facts: (request) => geminiFactsOf(request),
+  resources: Resources.geminiFacts,
+  stored: Resources.geminiStored,
   // Streams of content have no terminator: whatever came, its end is the end. Those of interactions have one.
   ends: (event, data) => !isInteractionEvent(event, data) || /"interaction\.complete/.test(data),
   requestId: (headers) => headers.get("x-goog-request-id") ?? headers.get("x-request-id") ?? undefined,
