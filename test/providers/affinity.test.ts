@@ -265,7 +265,7 @@ describe("Anthropic", () => {
       const requests = yield* fake.requests
       const own = requests.filter(({ method, path }) => method === "GET" && /files\/./.test(path))
       assert.deepStrictEqual(new Set(own.map(({ key }) => key)), new Set([a]))
-      const pages = requests.filter(({ method, path }) => method === "GET" && /files$/.test(path))
+      const pages = requests.filter(({ method, path }) => method === "GET" && path.endsWith("/files"))
       assert.isAbove(pages.length, 1)
       assert.strictEqual(new Set(pages.map(({ key }) => key)).size, 1)
       assert.strictEqual(listed.length, new Set(listed).size)
