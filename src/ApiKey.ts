@@ -60,6 +60,14 @@ export interface ApiKey {
 }
 
 /**
+ * The quota group of a key; a key without one is a group by itself, under its id.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const groupOf = (key: ApiKey): string => key.quotaGroup ?? key.id
+
+/**
  * How a key is given.
  *
  * @since 0.1.0

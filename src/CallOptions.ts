@@ -33,6 +33,12 @@ export interface Settings {
   readonly model?: string | undefined
   /** Whether it may be sent again after a fault that leaves open whether it was processed. */
   readonly replayable?: boolean | undefined
+  /**
+   * A name for calls that belong together, such as the id of a conversation: they go to the same key while that may
+   * serve and is not busier than the others, so that what the provider has cached is used again. A key that soon may
+   * serve is waited for, 2 seconds at most; then the calls move to another key and stay there.
+   */
+  readonly affinity?: string | undefined
 }
 
 /**
@@ -94,6 +100,38 @@ export const withDeadline: {
     )
 )
 
+/**
+ * Calls that belong together: those of the same name go to the same key while it may serve. An empty name, or one that
+ * is no text, is a defect, as with `withOptions`.
+ *
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import * as CallOptions from "effect-keymesh/CallOptions"
+ *
+ * const turn = Effect.succeed("a pooled call").pipe(CallOptions.withAffinity("conversation-42"))
+ * ```
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const withAffinity: {
+  (affinity: string): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, affinity: string): Effect.Effect<A, E, R>
+} = dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, affinity: string): Effect.Effect<A, E, R> => withOptions(self, { affinity })
+)
+
+/**
+ * The header by which a single request says its affinity, where there is no effect to say it: programs that use an SDK
+ * or `fetch` as they are. It wins over what is said around the call, and is not sent to the provider.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const affinityHeader = "x-keymesh-affinity"
+
 const inside = <A, E, R>(self: Effect.Effect<A, E, R>, settings: Settings): Effect.Effect<A, E, R> =>
   Effect.flatMap(CallOptions, (outer) => {
     const said = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined))
@@ -106,6 +144,7 @@ const checks: { readonly [Name in keyof Settings]-?: (value: unknown, path: stri
   budget: Checks.millis,
   maxWait: Checks.millis,
   model: Checks.text,
+  affinity: Checks.text,
   replayable: (value, path) =>
     Predicate.isBoolean(value) ? Either.right(value) : Checks.refuse(path, "must be true or false")
 }

@@ -7,7 +7,8 @@ import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as MutableRef from "effect/MutableRef"
 import * as Random from "effect/Random"
-import type * as ApiKey from "./ApiKey.js"
+import * as ApiKey from "./ApiKey.js"
+import * as Homes from "./Homes.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
@@ -33,6 +34,11 @@ export interface Lease {
    * taken in as a late one, also when the lease has ended: a body may break off that is read later.
    */
   readonly commit: (outcome: Outcome.Outcome) => Effect.Effect<void>
+  /**
+   * Says that the answer names these stored resources, by the provider's ids: files, batches, stored answers. Calls that
+   * name one of them go to the key's group from now on (`RunOptions.resources`).
+   */
+  readonly remember: (resources: ReadonlyArray<string>) => Effect.Effect<void>
   /** Gives the key back; a lease that was never committed then counts as ignored. Later calls do nothing. */
   readonly end: Effect.Effect<void>
   /**
@@ -98,6 +104,13 @@ export const make = (
     attempt,
     call: record.call,
     model: record.model,
+    remember: (resources) =>
+      resources.length === 0 ? Effect.void : Effect.asVoid(
+        PoolCore.step(core, (state, now) => ({
+          state: Homes.learn(state, resources, ApiKey.groupOf(record.key), now),
+          events: PoolState.noEvents
+        }))
+      ),
     commit: (outcome) => Effect.uninterruptible(say(outcome, false)),
     end,
     isCommitted: () => MutableRef.get(phase).said === "success" && !MutableRef.get(phase).ended,

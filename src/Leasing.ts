@@ -3,9 +3,11 @@
  *
  * @since 0.1.0
  */
+import type * as Affinity from "./Affinity.js"
 import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
+import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
@@ -41,22 +43,31 @@ export const lease = (
   now: number
 ): Leased => {
   const state = now >= before.nextOpening ? Places.reopen(config, before, now) : before
-  const { model } = request
+  const { affinity, model } = request
   const barred = model !== undefined && PoolState.narrowed(state)
     ? (slot: number) => {
       const key = SlotMap.get(state.slots, slot)
       return key === undefined || PoolState.modelGate(config, state, key, model, now) !== undefined
     }
     : undefined
-  const picked = pick(config, state, request, barred, now)
+  const seat = affinity === undefined ? undefined : Homes.seat(
+    state,
+    affinity,
+    (key) =>
+      key.gatedUntil === undefined && !request.avoid.includes(key.slot) && barred?.(key.slot) !== true &&
+      request.only?.(key.key) !== false,
+    now
+  )
+  const picked = seat?.key ?? pick(config, state, request, barred, now)
   if (picked !== undefined) {
     const key = SlotMap.get(state.slots, picked.slot)
     if (key !== undefined) {
-      const granted = grant(config, { ...state, index: picked.index }, key, request, now)
+      const index = "index" in picked ? picked.index : state.index
+      const granted = grant(config, { ...state, index }, key, request, now, seat?.bond)
       return state === before ? granted : { ...granted, reopened: true }
     }
   }
-  return floor(config, state, request, now)
+  return floor(config, state, request, now, seat?.bond)
 }
 
 const pick = (
@@ -92,6 +103,7 @@ const grant = (
   key: KeyState.KeyState,
   request: PoolState.Request,
   now: number,
+  affinity: Affinity.Bond | undefined,
   floor = false
 ): Leased => {
   const id = state.leases + 1
@@ -118,7 +130,8 @@ const grant = (
     startedAt: now,
     generation: breaker.generation,
     probe: probes,
-    floor
+    floor,
+    affinity
   }
   const counted: PoolState.PoolState = { ...state, leases: id, calls }
   if (!probes && !benched && KeyState.isPlain(leased) && (request.model === undefined || !PoolState.hasModels(state))) {
@@ -137,7 +150,8 @@ const floor = (
   config: PoolState.Config,
   state: PoolState.PoolState,
   request: PoolState.Request,
-  now: number
+  now: number,
+  affinity: Affinity.Bond | undefined
 ): Leased => {
   const refused: Leased = { state, lease: undefined, events: PoolState.noEvents }
   if (config.floorMillis === undefined || now < state.rest.floorAt + config.floorMillis) return refused
@@ -149,6 +163,7 @@ const floor = (
     key,
     request,
     now,
+    affinity,
     true
   )
   return {

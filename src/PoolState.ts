@@ -12,6 +12,7 @@ import type * as Deferred from "effect/Deferred"
 import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
 import * as RedBlackTree from "effect/RedBlackTree"
+import * as Affinity from "./Affinity.js"
 import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
 import type { KeyReason } from "./KeymeshError.js"
@@ -49,6 +50,8 @@ export interface PoolState {
   readonly leases: number
   /** The newest call; calls count from 1. */
   readonly calls: number
+  /** Attempts in flight with eligible keys. */
+  readonly load: number
   /** The earliest instant at which a gated key may open. */
   readonly nextOpening: number
   readonly rest: Rest
@@ -86,6 +89,8 @@ export interface Rest {
   readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<number, Waiter>>
   readonly waiting: number
   readonly line: Line
+  /** Which calls belong together, and where. */
+  readonly affinity: Affinity.Affinity
 }
 
 /**
@@ -183,6 +188,8 @@ export interface LeaseRecord {
   readonly probe: boolean
   /** Let through although the key is gated. */
   readonly floor: boolean
+  /** What its success is remembered for. */
+  readonly affinity?: Affinity.Bond | undefined
 }
 
 /**
@@ -199,6 +206,8 @@ export interface Request {
   readonly avoid: ReadonlyArray<number>
   /** Which keys may serve at all; absent: all. */
   readonly only: ((key: ApiKey.ApiKey) => boolean) | undefined
+  /** Where it would rather be. */
+  readonly affinity?: Affinity.Wish | undefined
   readonly rotation: boolean
   readonly random: number
 }
@@ -248,6 +257,7 @@ export const empty = (config: Config, now: number): PoolState => ({
   index: config.strategy.empty,
   leases: 0,
   calls: 0,
+  load: 0,
   nextOpening: Infinity,
   rest: {
     closed: false,
@@ -266,7 +276,8 @@ export const empty = (config: Config, now: number): PoolState => ({
     tokenCalls: 0,
     lanes: HashMap.empty(),
     waiting: 0,
-    line: nobody
+    line: nobody,
+    affinity: Affinity.empty
   }
 })
 
@@ -448,7 +459,8 @@ export const hasOther = (
 
 /**
  * Why each key may not serve: the first 32 in full, and how many keys each reason holds back. Looks at 1,000 keys;
- * those beyond are counted as `others`. The key at the slot `except` is left out.
+ * those beyond are counted as `others`. The key at the slot `except` is left out. Keys that the request does not want are
+ * counted as `unsuited`, whatever holds them back; `affinity` where they have not what it needs.
  *
  * @since 0.1.0
  * @category getters
@@ -458,7 +470,8 @@ export const explain = (
   state: PoolState,
   request: Pick<Request, "model" | "only">,
   now: number,
-  except?: number
+  except?: number,
+  unsuited: "unsuited" | "affinity" = "unsuited"
 ): { readonly reasons: ReadonlyArray<KeyReason>; readonly counts: Readonly<Record<string, number>> } => {
   const reasons: Array<KeyReason> = []
   const counts: Record<string, number> = {}
@@ -466,8 +479,9 @@ export const explain = (
   SlotMap.find(state.slots, (key) => {
     looked++
     if (key.slot === except) return false
-    const closed = requestGate(config, state, key, request.model, now)
-    const gate: string = closed?.fault ?? closed?.gate ?? (request.only?.(key.key) === false ? "unsuited" : "eligible")
+    const isSuited = request.only?.(key.key) !== false
+    const closed = isSuited ? requestGate(config, state, key, request.model, now) : undefined
+    const gate: string = isSuited ? closed?.fault ?? closed?.gate ?? "eligible" : unsuited
     if (gate === "eligible") return looked === explained
     counts[gate] = (counts[gate] ?? 0) + 1
     if (reasons.length < 32) {

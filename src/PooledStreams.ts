@@ -36,6 +36,8 @@ export interface StreamOptions<A, E> {
   readonly commits?: ((a: A) => boolean) | undefined
   readonly model?: string | undefined
   readonly replayable?: boolean | "never" | undefined
+  readonly affinity?: string | undefined
+  readonly resources?: ReadonlyArray<string> | undefined
 }
 
 /**
@@ -75,6 +77,8 @@ export const stream = <A, E, R>(
       hold: true,
       model: options.model,
       replayable: options.replayable,
+      affinity: options.affinity,
+      resources: options.resources,
       classify: (exit) =>
         Exit.isSuccess(exit) ? Outcome.success : Cause.isInterruptedOnly(exit.cause)
           ? Outcome.ignored

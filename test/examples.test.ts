@@ -32,6 +32,13 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
     "as Stream:   You said: hello",
     /catchTag: +.*max_tokens/
   ],
+  "affinity": [
+    /without a name +north south west/,
+    /alice +(\w+) \1 \1\n/,
+    /bob +(\w+) \1 \1\n(?:.*\n)*bob, by a header +\1\n/,
+    /read three times +(\w+) \1 \1\n/,
+    /and the next turns +(\w+) \1 \1/
+  ],
   "any-effect": ["Vienna: sun after rain (attempt 3, key \"good\")", "(attempt 1, key \"good\")", "WeatherError"],
   "call-options": ["You said: hello", "DeadlineExceeded: ", "BudgetExceeded: ", /AllKeysExhausted: .*1 RateLimited/],
   "drop-in": [

@@ -72,6 +72,13 @@ const routes: ReadonlyArray<readonly [method: string, path: RegExp, handler: (vi
   ],
   ["GET", /^\/files\/([^/]+)$/, (visit) => Effect.map(get("file", visit), ({ object }) => json(object))],
   ["DELETE", /^\/files\/([^/]+)$/, (visit) => remove("file", visit)],
+  ["POST", /^\/cachedContents$/, (visit) => createCache(visit)],
+  [
+    "GET",
+    /^\/cachedContents\/([^/]+)$/,
+    (visit) => Effect.map(get("cachedContent", visit), ({ object }) => json(object))
+  ],
+  ["DELETE", /^\/cachedContents\/([^/]+)$/, (visit) => remove("cachedContent", visit)],
   ["POST", /^\/interactions$/, (visit) => createInteraction(visit)],
   ["GET", /^\/interactions\/([^/]+)$/, (visit) => Effect.map(get("interaction", visit), ({ object }) => json(object))],
   ["DELETE", /^\/interactions\/([^/]+)$/, (visit) => remove("interaction", visit)]
@@ -122,6 +129,7 @@ const Declaration = Schema.Struct({
 const Tool = Schema.Struct({ functionDeclarations: Schema.optional(Schema.NullOr(Schema.Array(Declaration))) })
 
 const GenerateRequest = Schema.Struct({
+  cachedContent: Schema.optional(Schema.NullOr(Schema.String)),
   contents: Schema.Array(Content),
   // As the real one, it takes one thing for a list of one.
   tools: Schema.optional(Schema.NullOr(Schema.Union(Schema.Array(Tool), Tool))),
@@ -140,6 +148,12 @@ const GenerateRequest = Schema.Struct({
 const generateContent = (visit: Visit): Routed =>
   Effect.gen(function*() {
     const body = yield* decodeBody(GenerateRequest, visit.request)
+    if (typeof body.cachedContent === "string") {
+      yield* get("cachedContent", { ...visit, id: body.cachedContent.replace(/^cachedContents\//, "") })
+    }
+    for (const [, id = ""] of visit.request.body.matchAll(/"fileUri":"[^"]*\/files\/([^"/]+)"/g)) {
+      yield* get("file", { ...visit, id })
+    }
     const last = body.contents.at(-1)
     const calling = body.toolConfig?.functionCallingConfig
     const allowed = calling?.allowedFunctionNames ?? []
@@ -275,6 +289,17 @@ const upload = (visit: Visit): Routed =>
     return { ...json({ file }), headers: { "x-goog-upload-status": "final" } }
   })
 
+const CacheRequest = Schema.Struct({ model: Schema.String })
+
+const createCache = (visit: Visit): Routed =>
+  Effect.gen(function*() {
+    const { model } = yield* decodeBody(CacheRequest, visit.request)
+    const id = yield* nextId(visit, "cache")
+    const object = { name: `cachedContents/${id}`, model, usageMetadata: { totalTokenCount: 1 } }
+    yield* keep({ kind: "cachedContent", id, object }, visit)
+    return json(object)
+  })
+
 /** A page: the token of the next one is where it starts. */
 const page = (name: string, all: ReadonlyArray<object>, { query }: FakeProvider.Incoming): Routed => {
   const start = Number(query.get("pageToken") ?? 0)
@@ -292,12 +317,16 @@ const InteractionRequest = Schema.Struct({
   agent: Schema.optional(Schema.String),
   input: Schema.Unknown,
   stream: Schema.optional(Schema.NullOr(Schema.Boolean)),
-  store: Schema.optional(Schema.NullOr(Schema.Boolean))
+  store: Schema.optional(Schema.NullOr(Schema.Boolean)),
+  previous_interaction_id: Schema.optional(Schema.NullOr(Schema.String))
 })
 
 const createInteraction = (visit: Visit): Routed =>
   Effect.gen(function*() {
     const body = yield* decodeBody(InteractionRequest, visit.request)
+    if (typeof body.previous_interaction_id === "string") {
+      yield* get("interaction", { ...visit, id: body.previous_interaction_id })
+    }
     const model = body.model ?? body.agent
     if (model === undefined) {
       return yield* Effect.fail(complaint(400, "INVALID_ARGUMENT", "One of 'model' and 'agent' is required."))
@@ -346,7 +375,7 @@ export interface Store {
 /** A stored resource. Only keys of the same owner see it. */
 interface Kept {
   readonly owner: string
-  readonly kind: "file" | "upload" | "interaction"
+  readonly kind: "file" | "upload" | "interaction" | "cachedContent"
   readonly id: string
   readonly object: object
 }

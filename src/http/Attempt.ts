@@ -38,6 +38,8 @@ export interface PooledRequest {
   /** Everything else of the request; asked for once per attempt, because some bodies must be copied. */
   readonly init: () => RequestInit
   readonly facts: RequestFacts
+  /** Whether its answer may tell of stored resources (default: no). */
+  readonly storing?: boolean | undefined
   /** The caller's signal. */
   readonly signal: AbortSignal | undefined
   /** How long a stream may be held back, in milliseconds, if less than the environment's limit. */
@@ -238,15 +240,24 @@ const read = (
     return stream(environment, request, lease, secret, response, controller)
   }
   const json = type.includes("json")
+  const learn = learning(environment, request, lease, response)
   if (json && (request.facts.streaming || environment.provider.dialect.okBody === "peek")) {
     return Effect.flatMap(
       Effect.mapError(text(response), noAnswer(secret)),
-      (body) => judged(environment, secret, response, body, request.facts.streaming ? "before-content" : undefined)
+      (body) =>
+        Effect.tap(
+          judged(environment, secret, response, body, request.facts.streaming ? "before-content" : undefined),
+          ({ fault }) => fault === undefined ? learn?.(body) ?? Effect.void : Effect.void
+        )
     )
   }
   // To whoever did not ask for redirects to be shown, this is an error too.
   if (response.status >= 300 && response.status !== 304) return refusal(environment, secret, response, controller)
-  return plain(environment, request, lease, secret, response, controller)
+  return Effect.zipRight(
+    // Headers may tell enough.
+    learn?.("") ?? Effect.void,
+    plain(environment, request, lease, secret, response, controller, json ? learn : undefined)
+  )
 }
 
 /** An answer that belongs to the caller from its headers on. Its lease has ended when its body is read. */
@@ -256,7 +267,8 @@ const plain = (
   lease: KeyPool.Lease,
   secret: string,
   response: Response,
-  controller: AbortController
+  controller: AbortController,
+  learn: ((text: string) => Effect.Effect<void>) | undefined
 ): Effect.Effect<Answer> =>
   Effect.sync(() => {
     const { fork, onCollected, onLate, onOpened } = environment
@@ -274,7 +286,8 @@ const plain = (
         onLate(fault, response.headers, error)
         fork(lease.commit(Outcome.fault(fault)))
       },
-      ended
+      ended,
+      heard: learn === undefined ? undefined : (text) => fork(learn(text))
     })
     const answer = withBody(response, Scrub.values(secret)(response.headers), body, secret)
     if (body === null) unlink()
@@ -285,6 +298,19 @@ const plain = (
     }
     return { response: answer, fault: undefined, holds: false }
   })
+
+/** Remembers, by the key of the attempt, what an answer tells of stored resources; `undefined` if it tells nothing. */
+const learning = (
+  { provider }: Environment,
+  { storing }: PooledRequest,
+  lease: KeyPool.Lease,
+  { headers }: Response
+): ((text: string) => Effect.Effect<void>) | undefined => {
+  const { stored } = provider
+  return storing === true && stored !== undefined
+    ? (text) => Effect.suspend(() => lease.remember(stored({ headers, text })))
+    : undefined
+}
 
 const text = (response: Response): Effect.Effect<string, unknown> =>
   Effect.tryPromise({ try: () => response.text(), catch: (error) => error })
@@ -394,6 +420,7 @@ const stream = (
             controller.abort(reason)
             end()
           }
+          const learn = learning(environment, request, lease, response)
           const body = EventBody.rest(provider, reader, response.headers, opened, secret, wall, {
             late: (fault, error) => {
               if (controller.signal.aborted) return
@@ -401,6 +428,7 @@ const stream = (
               fork(lease.commit(Outcome.fault(fault)))
             },
             ended: end,
+            heard: learn === undefined ? undefined : (data) => fork(learn(data)),
             reading: (active) => MutableRef.set(idleSince, active ? undefined : now())
           })
           // Neither of these may hold the body, or it would never be collected.

@@ -135,6 +135,8 @@ export interface Listener {
   readonly late: (fault: Fault.Fault, error?: unknown) => void
   /** It is over: read to its end, failed, or cancelled. Told once. */
   readonly ended: () => void
+  /** The data of each event, before it is handed on; absent: nobody asks. */
+  readonly heard?: ((data: string) => void) | undefined
   /** A read begins, or is over. */
   readonly reading: (active: boolean) => void
 }
@@ -166,7 +168,7 @@ export const rest = (
     listener.ended()
   }
   const take = (chunk: Uint8Array): ReadonlyArray<Uint8Array> => {
-    const step = feed(provider, watch, chunk)
+    const step = feed(provider, watch, chunk, listener.heard)
     watch = step.watch
     for (const event of step.errors) {
       const fault = faultOf(provider, event, headers, "after-content", secret, clock())
@@ -253,7 +255,7 @@ interface Fed {
  * Takes a chunk and says what of it may pass. Everything passes at once, but for bytes that look like the secret: those
  * wait until their event is complete, so that its kind is known.
  */
-const feed = (provider: Provider, watch: Watch, chunk: Uint8Array): Fed => {
+const feed = (provider: Provider, watch: Watch, chunk: Uint8Array, heard: Listener["heard"]): Fed => {
   const [events, parser] = Sse.feed(watch.parser, chunk)
   const bytes = watch.held.byteLength === 0 ? chunk : concat(watch.held, chunk)
   // The offset in the stream of the first byte that has not passed.
@@ -263,6 +265,7 @@ const feed = (provider: Provider, watch: Watch, chunk: Uint8Array): Fed => {
   let passed = 0
   let terminated = watch.terminated
   for (const event of events) {
+    if (heard !== undefined && event.data !== undefined) heard(event.data)
     if (event.data !== undefined && provider.ends(event.event, event.data)) terminated = true
     if (!looksLikeError(event) || Sse.firstContent(provider.grammar, event) !== "error") continue
     errors.push(event)

@@ -1,5 +1,6 @@
 /**
- * The body of an answer that is no event stream: handed on as it arrives, and watched for its breaking off.
+ * The body of an answer that is no event stream: handed on as it arrives, overheard on its way, and watched for its
+ * breaking off.
  *
  * @since 0.1.0
  */
@@ -18,6 +19,13 @@ export interface Listener {
   readonly broken: (fault: Fault.Fault, error: unknown) => void
   /** It is over: read to its end, broken, or cancelled. Told once. */
   readonly ended: () => void
+  /**
+   * Its text, told once: when it has been read to its end, or before, when it is left or is longer than `mostHeard`;
+   * then what there is of it. Whoever reads to the end knows that it was told before. Not told of one that breaks off.
+   */
+  readonly heard?: ((text: string) => void) | undefined
+  /** How many characters of the text are kept (default 1,048,576). */
+  readonly mostHeard?: number | undefined
 }
 
 /**
@@ -31,6 +39,7 @@ export const watched = (response: Response, secret: string, listener: Listener):
   // A response that nobody holds is given up by its platform: this one is held by its body.
   const reader = once(() => response.body?.getReader())
   if (response.body === null) return null
+  const ear = listener.heard === undefined ? undefined : overhearing(listener.heard, listener.mostHeard)
   let over = false
   const end = () => {
     over = true
@@ -42,7 +51,11 @@ export const watched = (response: Response, secret: string, listener: Listener):
         const read = await reader()?.read()
         // Cancelled meanwhile: that ends a read, and breaks nothing.
         if (over) return
-        if (read !== undefined && !read.done) return controller.enqueue(read.value)
+        if (read !== undefined && !read.done) {
+          ear?.take(read.value)
+          return controller.enqueue(read.value)
+        }
+        ear?.tell()
         end()
         controller.close()
       } catch (error) {
@@ -55,10 +68,28 @@ export const watched = (response: Response, secret: string, listener: Listener):
       }
     },
     cancel: (reason) => {
+      ear?.tell()
       end()
       return reader()?.cancel(reason)
     }
   }, { highWaterMark: 0 })
+}
+
+const overhearing = (heard: (text: string) => void, most = 1024 * 1024) => {
+  const decoder = new TextDecoder()
+  let text: string | undefined = ""
+  const tell = () => {
+    if (text !== undefined) heard(text)
+    text = undefined
+  }
+  return {
+    take: (chunk: Uint8Array) => {
+      if (text === undefined) return
+      text += decoder.decode(chunk, { stream: true })
+      if (text.length > most) tell()
+    },
+    tell
+  }
 }
 
 const once = <A>(make: () => A): () => A => {

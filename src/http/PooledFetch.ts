@@ -19,7 +19,7 @@ import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as AsyncContext from "../AsyncContext.js"
-import { CallOptions } from "../CallOptions.js"
+import { affinityHeader, CallOptions } from "../CallOptions.js"
 import * as Fault from "../Fault.js"
 import { AllKeysExhausted, emptyTrail, isPoolError, PoolClosed, type PoolError, type Trail } from "../KeymeshError.js"
 import type * as KeyPool from "../KeyPool.js"
@@ -175,6 +175,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       const { announced, shape, signal } = request
       if (signal?.aborted === true) return Promise.reject(abortError(signal))
       const facts = provider.facts(shape)
+      const stored = provider.resources?.(shape)
       const lease = MutableRef.make<KeyPool.Lease | undefined>(undefined)
       const trail = MutableRef.make(emptyTrail)
       const env = environment(frame, trail)
@@ -184,6 +185,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         headers,
         init: request.init,
         facts,
+        storing: stored?.storing === true,
         signal,
         holdMillis: announced === undefined ? undefined : Math.max(100, announced.from / 4)
       }
@@ -194,6 +196,8 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           return Attempt.attempt(env, once, leased)
         }, {
           model: facts.model,
+          affinity: request.affinity,
+          resources: stored?.resources,
           replayable: request.reusable ? given.replayable ?? repeatable : "never",
           hold: (answer) => answer.holds,
           trail,
@@ -403,6 +407,7 @@ interface Incoming {
   readonly init: () => RequestInit
   readonly signal: AbortSignal | undefined
   readonly reusable: boolean
+  readonly affinity: string | undefined
   /** Between which times, in milliseconds, the client's timeout is: where it announces one, in whole seconds. */
   readonly announced: { readonly from: number; readonly to: number } | undefined
 }
@@ -425,6 +430,8 @@ const incoming = <A>(
 ): Promise<A> => {
   const given = input instanceof Request ? input : undefined
   const headers = headersOf(input, init)
+  const affinity = headers.get(affinityHeader) ?? ""
+  headers.delete(affinityHeader)
   const method = init?.method ?? given?.method ?? "GET"
   const read = (body: RequestInit["body"]) =>
     go({
@@ -437,6 +444,7 @@ const incoming = <A>(
       },
       init: () => ({ ...init, method, ...(body === undefined ? {} : { body }) }),
       signal: init?.signal ?? given?.signal,
+      affinity: affinity === "" ? undefined : affinity,
       reusable: RequestBody.isReusable(body),
       announced: announcedBy(provider, headers) ?? exactly(timeout?.())
     })

@@ -26,7 +26,7 @@ import * as Redacted from "effect/Redacted"
 import * as Runtime from "effect/Runtime"
 import * as Stream from "effect/Stream"
 import * as ApiKey from "../ApiKey.js"
-import { CallOptions } from "../CallOptions.js"
+import { affinityHeader, CallOptions } from "../CallOptions.js"
 import { type ConfigurationError, isPoolError, type PoolError } from "../KeymeshError.js"
 import * as KeyPool from "../KeyPool.js"
 import * as Outcome from "../Outcome.js"
@@ -180,7 +180,11 @@ const call = (
       try: () => new Headers(request.headers),
       catch: (cause) => new HttpClientError.RequestError({ request, reason: "Encode", cause })
     })
-    const facts = provider.facts(shapeOf(request, url, headers))
+    const affinity = headers.get(affinityHeader) ?? undefined
+    headers.delete(affinityHeader)
+    const shape = shapeOf(request, url, headers)
+    const facts = provider.facts(shape)
+    const stored = provider.resources?.(shape)
     const given = yield* CallOptions
     // The caller may stand where it cannot be interrupted; what is run here may always be.
     const runtime = yield* Effect.interruptible(Effect.runtime<never>())
@@ -208,6 +212,7 @@ const call = (
       // The body itself is sent as it is; this only says whether there is one, since redirects may drop it.
       init: () => ({ method: request.method, ...(request.body._tag === "Empty" ? {} : { body: "" }) }),
       facts,
+      storing: stored?.storing === true,
       signal,
       holdMillis: undefined
     }
@@ -222,6 +227,8 @@ const call = (
       },
       {
         model: facts.model,
+        affinity: affinity === "" ? undefined : affinity,
+        resources: stored?.resources,
         replayable: isReusable(request.body) ? given.replayable ?? repeatable : "never",
         hold: ({ holds }) => holds,
         classify: (exit) => {
@@ -391,7 +398,7 @@ const keyless = (
 ): HttpClientRequest.HttpClientRequest =>
   HttpClientRequest.make(request.method)(request.url, { urlParams: request.urlParams }).pipe(
     HttpClientRequest.setBody(request.body),
-    HttpClientRequest.setHeaders(PlatformHeaders.remove(request.headers, credentialHeaders))
+    HttpClientRequest.setHeaders(PlatformHeaders.remove(request.headers, [...credentialHeaders, affinityHeader]))
   )
 
 // ------------------------------------------------------------------------------------------------------------ requests

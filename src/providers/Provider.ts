@@ -119,6 +119,34 @@ export interface RequestShape {
 }
 
 /**
+ * What a request has to do with what is stored at the provider.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StoredFacts {
+  /**
+   * The stored resources that it names, by the provider's ids: it must go to the account that has them. The first one
+   * that is known decides.
+   */
+  readonly resources: ReadonlyArray<string>
+  /** Whether its answer may tell of stored resources: then `Provider.stored` gets to see it. */
+  readonly storing: boolean
+}
+
+/**
+ * An answer that may tell of stored resources.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface AnswerShape {
+  readonly headers: Headers
+  /** Its body, if that is JSON, or as much as was read of it; of a stream, the data of one event; else empty. */
+  readonly text: string
+}
+
+/**
  * What of a request decides how it is pooled.
  *
  * @since 0.1.0
@@ -181,6 +209,10 @@ export interface Provider {
    */
   readonly timeoutHeader?: { readonly name: string; readonly rounded: "down" | "up" } | undefined
   readonly facts: (request: RequestShape) => RequestFacts
+  /** What a request has to do with what is stored at the provider; absent: nothing. */
+  readonly resources?: ((request: RequestShape) => StoredFacts) | undefined
+  /** The stored resources that an answer tells of, by the names that requests use; absent: nobody looks. Must not throw. */
+  readonly stored?: ((answer: AnswerShape) => ReadonlyArray<string>) | undefined
   /** Whether an event of a stream is its proper end. */
   readonly ends: (event: string | undefined, data: string) => boolean
   /** The provider's id of an answer. */
