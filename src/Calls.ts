@@ -42,6 +42,8 @@ export interface RunOptions<A, E> {
   readonly classify?: ((exit: Exit.Exit<A, E>) => Outcome.Outcome) | undefined
   /** The model it asks for: limits and cooldowns may be per model. */
   readonly model?: string | undefined
+  /** What it asks for, as the events of its attempts tell it: such as `POST /chat/completions`. */
+  readonly operation?: string | undefined
   /**
    * Whether it may be sent again after a fault that leaves open whether it was processed (default true); `"never"`: not
    * even after a refusal, because its body can be sent only once.
@@ -132,9 +134,9 @@ const first = <A, E, R>(
   work: Work<A, E, R>
 ): Effect.Effect<A, E | PoolError, R> => {
   const begin = (random: number): Effect.Effect<A, E | PoolError, R> => {
-    const request = random === 0 && call.model === undefined
+    const request = random === 0 && call.model === undefined && call.operation === undefined
       ? firstRequest
-      : { ...firstRequest, model: call.model, random }
+      : { ...firstRequest, model: call.model, operation: call.operation, random }
     const go = (record: PoolState.LeaseRecord) =>
       Effect.flatMap(
         attempt(core, call, work, record, 1, call.startedAt),
@@ -331,7 +333,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       core,
       work.restore,
       call,
-      { call: number, model: call.model, avoid, only, rotation: true, random },
+      { call: number, model: call.model, operation: call.operation, avoid, only, rotation: true, random },
       only !== undefined || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
     )
     if ("_tag" in acquired) {

@@ -28,6 +28,7 @@ export interface OngoingCall {
   readonly budgetEnd: number
   readonly maxWaitMillis: number
   readonly model: string | undefined
+  readonly operation: string | undefined
   readonly replayable: boolean | "never"
   readonly trail: MutableRef.MutableRef<Trail>
 }
@@ -43,6 +44,7 @@ export const make = (
   given: CallOptions.Settings,
   own: {
     readonly model?: string | undefined
+    readonly operation?: string | undefined
     readonly replayable?: boolean | "never" | undefined
     readonly trail?: MutableRef.MutableRef<Trail> | undefined
   },
@@ -59,6 +61,7 @@ export const make = (
     maxWaitMillis: (given.maxWait === undefined ? settings.maxWaitMillis : Duration.toMillis(given.maxWait)) ??
       Infinity,
     model: own.model ?? given.model,
+    operation: own.operation,
     replayable: own.replayable ?? given.replayable ?? true,
     trail: own.trail ?? MutableRef.make(emptyTrail)
   }

@@ -18,7 +18,7 @@ import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as AsyncContext from "../AsyncContext.js"
-import { CallOptions } from "../CallOptions.js"
+import { around, CallOptions, type Settings as CallSettings, withOptions } from "../CallOptions.js"
 import * as Fault from "../Fault.js"
 import { AllKeysExhausted, emptyTrail, isPoolError, PoolClosed, type PoolError, type Trail } from "../KeymeshError.js"
 import type * as KeyPool from "../KeyPool.js"
@@ -118,7 +118,9 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       // Outside the caller's asynchronous context: the scheduler would carry it into other fibers. A client may abort
       // its request also where the effect around it may not be interrupted.
       context.outside(() =>
-        Runtime.runFork(frame?.state === "running" ? frame.runtime : runtime)(Effect.interruptible(effect))
+        around.outside(() =>
+          Runtime.runFork(frame?.state === "running" ? frame.runtime : runtime)(Effect.interruptible(effect))
+        )
       )
 
     const collected = collector()
@@ -161,7 +163,11 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       }
     }
 
-    const pooled = (request: Incoming, frame: Frame | undefined): Promise<Response> => {
+    const pooled = (
+      request: Incoming,
+      frame: Frame | undefined,
+      said: CallSettings | undefined
+    ): Promise<Response> => {
       if (MutableRef.get(closed)) return Promise.resolve(failures.ofPool(provider, poolClosed(emptyTrail)))
       const { announced, shape, signal } = request
       if (signal?.aborted === true) return Promise.reject(abortError(signal))
@@ -185,6 +191,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           return Attempt.attempt(env, once, leased)
         }, {
           model: facts.model,
+          operation: operationOf(shape, options.baseUrl()),
           replayable: request.reusable ? given.replayable ?? repeatable : "never",
           hold: (answer) => answer.holds,
           trail,
@@ -206,7 +213,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       return new Promise((resolve, reject) => {
         const startedAt = performance.now()
         let timeout: Fault.Fault | undefined
-        const fiber = start(frame, call)
+        const fiber = start(frame, said === undefined ? call : withOptions(call, said))
         const abort = () => {
           // A client that gives up when it said it would has run into its timeout; any other abort is the caller's.
           const elapsed = performance.now() - startedAt
@@ -267,7 +274,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         for (const name of provider.credentialHeaders) headers.delete(name)
         return transport(input, { ...init, headers })
       }
-      return pooled(request, frame)
+      return pooled(request, frame, around.get())
     }
 
     const newFrame = Effect.map(
@@ -353,6 +360,13 @@ interface Incoming {
   readonly reusable: boolean
   /** Between which times, in milliseconds, the client's timeout is: it announces whole seconds, cut off. */
   readonly announced: { readonly from: number; readonly to: number } | undefined
+}
+
+/** Such as `POST /chat/completions`: nothing of the query, which may hold anything. */
+const operationOf = ({ method, url }: RequestShape, baseUrl: URL): string => {
+  const base = baseUrl.pathname.replace(/\/+$/, "")
+  const path = url.pathname.startsWith(`${base}/`) ? url.pathname.slice(base.length) : url.pathname
+  return `${method} ${path}`
 }
 
 const addressOf = (input: string | URL | Request): URL | undefined => {
