@@ -659,7 +659,7 @@ describe("the client", () => {
   plain("close ends what waits and what comes later, and can be called again", {
     keys: { [a]: { limit: { requestsPerMinute: 1 } } }
   }, async (fake) => {
-    const client = createKeymesh({ provider: openaiAdapter, keys: [a], baseUrl: fake.baseUrl })
+    const client = createKeymesh({ provider: openaiAdapter, keys: [a], budget: "10 minutes", baseUrl: fake.baseUrl })
     await ask(client)
     const waits = new Promise<void>((resolve) => client.on("call.waiting", () => resolve()))
     const waiting = thrown(ask(client))
@@ -702,7 +702,7 @@ describe("the client", () => {
   plain("withOptions: the settings hold for the calls inside, and for no others", {
     keys: { [a]: { limit: { requestsPerMinute: 1 } } }
   }, async (fake) => {
-    const client = createKeymesh({ provider: openaiAdapter, keys: [a], baseUrl: fake.baseUrl })
+    const client = createKeymesh({ provider: openaiAdapter, keys: [a], budget: "10 minutes", baseUrl: fake.baseUrl })
     await ask(client)
     const error = await withOptions({ maxWait: 0 }, async () => {
       await Promise.resolve()
