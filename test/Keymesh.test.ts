@@ -347,30 +347,26 @@ describe("settings", () => {
     assert.isAbove(key?.cooldownUntil ?? 0, client.inspect().at)
   })
 
-  const missing = (label: string) => ({ [a]: { models: [] }, [label]: {} })
-
-  plain(
-    "failoverStatusCodes: another key is tried where the classifier would give up",
-    { keys: missing(b) },
-    async (fake) => {
-      const settings = {
-        provider: openaiAdapter,
-        keys: [a, b],
-        ...quick,
-        strategy: "sequential-then-rotate",
-        baseUrl: fake.baseUrl
-      } as const
-      // What a model that is not there means is known; this says otherwise.
-      const client = createKeymesh({ ...settings, failoverStatusCodes: [404, 429] })
-      assert.strictEqual((await ask(client)).choices[0]?.message.content, said)
-      await client.files.retrieve("file-none").catch(() => undefined)
-      assert.strictEqual(await keysAsked(fake), "abbaab".slice(0, (await sent(fake)).length))
-      const usual = createKeymesh(settings)
-      const before = (await sent(fake)).length
-      await thrown(usual.files.retrieve("file-none"))
-      assert.strictEqual((await sent(fake)).length, before + 1)
-    }
-  )
+  const choosy: FakeOpenAi.Options = {
+    handler: ({ key }) => ({
+      status: key === a ? 422 : 200,
+      body: JSON.stringify(key === a ? { error: { message: "not with this key" } } : { id: "one", object: "model" })
+    })
+  }
+  plain("failoverStatusCodes: another key is tried where the classifier would give up", choosy, async (fake) => {
+    const settings = { provider: openaiAdapter, keys: [a, b], ...quick, baseUrl: fake.baseUrl } as const
+    const usual = createKeymesh({ ...settings, failoverStatusCodes: [404] })
+    assert.isTrue(await thrown(usual.models.retrieve("one")) instanceof OpenAI.UnprocessableEntityError)
+    const other = createKeymesh({ ...settings, failoverStatusCodes: [404, 422] })
+    assert.strictEqual((await other.models.retrieve("one")).id, "one")
+    const http = createKeymesh({
+      provider: httpAdapter({ baseUrl: fake.baseUrl, extraTransientStatuses: [422] }),
+      keys: [a, b],
+      ...quick
+    })
+    await http.post("one", {})
+    assert.strictEqual(await keysAsked(fake), "aabab")
+  })
 
   plain(
     "failoverStatusCodes leaves alone what other keys or time can mend",
