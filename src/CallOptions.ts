@@ -9,7 +9,8 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
-import type { ConfigurationError } from "./KeymeshError.js"
+import * as AsyncContext from "./AsyncContext.js"
+import { ConfigurationError } from "./KeymeshError.js"
 import * as PoolSettings from "./PoolSettings.js"
 import * as Checks from "./Settings.js"
 
@@ -132,11 +133,37 @@ export const withAffinity: {
  */
 export const affinityHeader = "x-keymesh-affinity"
 
-const inside = <A, E, R>(self: Effect.Effect<A, E, R>, settings: Settings): Effect.Effect<A, E, R> =>
-  Effect.flatMap(CallOptions, (outer) => {
-    const said = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined))
-    return Effect.provideService(self, CallOptions, { ...outer, ...said })
+/**
+ * Runs a function of plain code; the settings hold for the pooled requests that it makes, for as long as what it has
+ * started runs, and win over what is given further out. Only where the platform has asynchronous contexts (Node.js,
+ * Deno, Bun). Throws the `ConfigurationError` that `withOptions` dies of, and one where there are no such contexts.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const runWith = <A>(settings: Settings, f: () => A): A => {
+  const checked = check(settings)
+  if (Either.isLeft(checked)) throw checked.left
+  const outer = around.get()
+  return around.run({ ...outer, ...given(settings) }, () => {
+    if (around.get() !== undefined) return f()
+    throw new ConfigurationError({ field: "options", problem: "this platform has no asynchronous contexts" })
   })
+}
+
+/**
+ * The settings that plain code runs with.
+ *
+ * @since 0.1.0
+ * @category references
+ */
+export const around: AsyncContext.AsyncContext<Settings> = AsyncContext.make()
+
+const inside = <A, E, R>(self: Effect.Effect<A, E, R>, settings: Settings): Effect.Effect<A, E, R> =>
+  Effect.flatMap(CallOptions, (outer) => Effect.provideService(self, CallOptions, { ...outer, ...given(settings) }))
+
+const given = (settings: Settings): Settings =>
+  Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined))
 
 /** The check of each setting, by its name. */
 const checks: { readonly [Name in keyof Settings]-?: (value: unknown, path: string) => Checks.Checked<unknown> } = {

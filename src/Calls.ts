@@ -43,6 +43,8 @@ export interface RunOptions<A, E> {
   readonly classify?: ((exit: Exit.Exit<A, E>) => Outcome.Outcome) | undefined
   /** The model it asks for: limits and cooldowns may be per model. */
   readonly model?: string | undefined
+  /** What it asks for, as the events of its attempts tell it: such as `POST /chat/completions`. */
+  readonly operation?: string | undefined
   /**
    * Whether it may be sent again after a fault that leaves open whether it was processed (default true); `"never"`: not
    * even after a refusal, because its body can be sent only once.
@@ -152,9 +154,9 @@ const first = <A, E, R>(
           (acquired) => "_tag" in acquired ? Acquisition.refusal(core, call, acquired, only) : go(acquired, only)
         ))
     }
-    const request = random === 0 && call.model === undefined
+    const request = random === 0 && call.model === undefined && call.operation === undefined
       ? firstRequest
-      : { ...firstRequest, model: call.model, random }
+      : { ...firstRequest, model: call.model, operation: call.operation, random }
     return Effect.flatMap(
       Ref.modify(core.state, (before): readonly [Leasing.Leased | undefined, PoolState.PoolState] => {
         // Somebody waits, or nothing may start any more: `acquire` sorts that out.
@@ -187,8 +189,8 @@ const start = (
   random: number,
   only: PoolState.Request["only"]
 ): Effect.Effect<PoolState.LeaseRecord | Acquisition.Refused> => {
-  const { affinity, model } = call
-  const request: PoolState.Request = { ...firstRequest, model, random, only, affinity }
+  const { affinity, model, operation } = call
+  const request: PoolState.Request = { ...firstRequest, model, operation, random, only, affinity }
   return affinity?.conversation === undefined
     ? Acquisition.acquire(core, restore, call, request, OngoingCall.waitUntil(call, call.startedAt))
     : Acquisition.acquireTogether(core, restore, call, request)
@@ -387,7 +389,16 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       core,
       work.restore,
       call,
-      { call: number, model: call.model, avoid, only, affinity: call.affinity, rotation: true, random },
+      {
+        call: number,
+        model: call.model,
+        operation: call.operation,
+        avoid,
+        only,
+        affinity: call.affinity,
+        rotation: true,
+        random
+      },
       isElsewhere || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
     )
     if ("_tag" in acquired) {

@@ -153,7 +153,8 @@ export const attemptOf = (core: PoolCore.PoolCore, record: PoolState.LeaseRecord
   label: record.key.label,
   call: record.call,
   attempt,
-  ...(record.model === undefined ? {} : { model: record.model })
+  ...(record.model === undefined ? {} : { model: record.model }),
+  ...(record.operation === undefined ? {} : { operation: record.operation })
 })
 
 /**

@@ -127,6 +127,7 @@ const grant = (
     key: key.key,
     call,
     model: request.model,
+    operation: request.operation,
     startedAt: now,
     generation: breaker.generation,
     probe: probes,

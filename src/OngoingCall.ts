@@ -29,6 +29,7 @@ export interface OngoingCall {
   readonly budgetEnd: number
   readonly maxWaitMillis: number
   readonly model: string | undefined
+  readonly operation: string | undefined
   readonly replayable: boolean | "never"
   /** Where it would rather be; absent: anywhere. */
   readonly affinity: Affinity.Wish | undefined
@@ -46,6 +47,7 @@ export const make = (
   given: CallOptions.Settings,
   own: {
     readonly model?: string | undefined
+    readonly operation?: string | undefined
     readonly replayable?: boolean | "never" | undefined
     readonly affinity?: string | undefined
     readonly resources?: ReadonlyArray<string> | undefined
@@ -64,6 +66,7 @@ export const make = (
     maxWaitMillis: (given.maxWait === undefined ? settings.maxWaitMillis : Duration.toMillis(given.maxWait)) ??
       Infinity,
     model: own.model ?? given.model,
+    operation: own.operation,
     replayable: own.replayable ?? given.replayable ?? true,
     affinity: wishOf(own.affinity ?? given.affinity, own.resources ?? noResources),
     trail: own.trail ?? MutableRef.make(emptyTrail)

@@ -182,6 +182,7 @@ export interface LeaseRecord {
   readonly key: ApiKey.ApiKey
   readonly call: number
   readonly model: string | undefined
+  readonly operation: string | undefined
   readonly startedAt: number
   /** The breaker's generation, and whether this is its probe. */
   readonly generation: number
@@ -202,6 +203,8 @@ export interface Request {
   /** The call's number; 0 for a call that begins. */
   readonly call: number
   readonly model: string | undefined
+  /** What is asked for, as events tell it. */
+  readonly operation?: string | undefined
   /** Keys to avoid if there are others, by slot: those that failed this call already. */
   readonly avoid: ReadonlyArray<number>
   /** Which keys may serve at all; absent: all. */

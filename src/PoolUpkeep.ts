@@ -4,7 +4,9 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
@@ -20,35 +22,66 @@ import type * as Telemetry from "./Telemetry.js"
 import * as WaitingLine from "./WaitingLine.js"
 
 /**
- * Loads what the store knows, tells of the keys, and starts the pool's fibers; when the scope closes, the pool
- * closes and is saved once more.
+ * How a pool fits into the program around it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Settings {
+  /** Whether a pool is only there once its record is loaded, or at once, and then its first calls wait for the record. */
+  readonly loads: "before" | "behind"
+  /** Lets time pass, in milliseconds, before a store that failed is tried again. */
+  readonly pause: (millis: number) => Effect.Effect<void>
+}
+
+/**
+ * How the pools that are made inside fit into the program: by default they are there once they are loaded.
+ *
+ * @since 0.1.0
+ * @category references
+ */
+export class Upkeep extends Context.Reference<Upkeep>()("effect-keymesh/PoolUpkeep", {
+  defaultValue: (): Settings => ({ loads: "before", pause: Effect.sleep })
+}) {}
+
+/**
+ * Loads what the store knows, tells of the keys, and starts the pool's fibers; when the scope closes, the pool closes and
+ * is saved once more. Gives what calls must wait for, if the record is loaded behind.
  *
  * @since 0.1.0
  * @category fibers
  */
-export const start = (core: PoolCore.PoolCore): Effect.Effect<void, never, Scope.Scope> =>
+export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void> | undefined, never, Scope.Scope> =>
   Effect.gen(function*() {
     const { keys, duplicates } = core.settings
     const scope = yield* Effect.scope
+    const keeps = core.store !== PoolStore.none
+    const { loads, pause } = yield* Upkeep
     const storeWorks = yield* Ref.make(true)
     const worded = yield* Ref.make<Worded>({ changes: 0, resources: [] })
-    yield* tolerate(core, storeWorks, load(core))
+    const loading = keeps ? tolerate(core, storeWorks, load(core)) : Effect.void
+    const behind = keeps && loads === "behind" ? yield* Effect.forkIn(loading, scope) : undefined
+    if (behind === undefined) yield* loading
     yield* core.telemetry.publish([
       ...keys.map((key) => joined(core, key, false)),
       ...duplicates.map((key) => joined(core, key, true))
     ])
     yield* Effect.forkIn(Effect.interruptible(waker(core)), scope)
-    yield* Effect.forkIn(Effect.interruptible(saver(core, storeWorks, worded)), scope)
-    yield* Effect.forkIn(Effect.interruptible(gatherer(core)), scope)
+    if (keeps) {
+      yield* Effect.forkIn(Effect.interruptible(saver(core, storeWorks, worded, pause)), scope)
+      yield* Effect.forkIn(Effect.interruptible(gatherer(core)), scope)
+    }
     yield* Effect.addFinalizer(() =>
       Effect.zipRight(
         PoolCore.step(core, (before) => ({
           state: { ...before, rest: { ...before.rest, closed: true } },
           events: PoolState.noEvents
         })),
-        tolerate(core, storeWorks, save(core, worded))
+        keeps ? tolerate(core, storeWorks, save(core, worded)) : Effect.void
       )
     )
+    // However the loading ends: it tells what was wrong by itself.
+    return behind === undefined ? undefined : Effect.asVoid(Fiber.await(behind))
   })
 
 const joined = (core: PoolCore.PoolCore, key: ApiKey.ApiKey, duplicate: boolean): Telemetry.Unnumbered => ({
@@ -73,12 +106,17 @@ const waker = (core: PoolCore.PoolCore) =>
 
 // --------------------------------------------------------------------------------------------------------------- store
 
-const saver = (core: PoolCore.PoolCore, storeWorks: Ref.Ref<boolean>, worded: Ref.Ref<Worded>) =>
+const saver = (
+  core: PoolCore.PoolCore,
+  storeWorks: Ref.Ref<boolean>,
+  worded: Ref.Ref<Worded>,
+  pause: Settings["pause"]
+) =>
   Effect.forever(Effect.gen(function*() {
     yield* Queue.take(core.dirty)
     // Changes gather for a moment, so that a storm of them is one record.
     yield* Effect.sleep(saveMillis)
-    while (!(yield* tolerate(core, storeWorks, save(core, worded)))) yield* Effect.sleep(saveAgainMillis)
+    while (!(yield* tolerate(core, storeWorks, save(core, worded)))) yield* pause(saveAgainMillis)
   }))
 
 /** Lets stored resources gather, the longer the more there are already, before the pool is saved because of them. */

@@ -59,6 +59,14 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
   ],
   "http": ["Vienna: 24 °C", "report: HTTP 500", "limited: 0 served, 1 fault"],
   "http-client": ["several events", "RequestError, and inside it AllKeysExhausted"],
+  "keymesh": [
+    "revoked -> healthy: Unauthorized",
+    "You said: hello",
+    /stream: +You said: hello/,
+    "AllKeysExhausted",
+    "Vienna: 24 °C",
+    /revoked +closed +1 failed/
+  ],
   "keys-at-run-time": [
     /one key +(first ?){6}\n/,
     /a second one added .*second/,

@@ -19,7 +19,7 @@ import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as AsyncContext from "../AsyncContext.js"
-import { affinityHeader, CallOptions } from "../CallOptions.js"
+import { affinityHeader, around, CallOptions, type Settings as CallSettings, withOptions } from "../CallOptions.js"
 import * as Fault from "../Fault.js"
 import { AllKeysExhausted, emptyTrail, isPoolError, PoolClosed, type PoolError, type Trail } from "../KeymeshError.js"
 import type * as KeyPool from "../KeyPool.js"
@@ -121,7 +121,9 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       // Outside the caller's asynchronous context: the scheduler would carry it into other fibers. A client may abort
       // its request also where the effect around it may not be interrupted.
       context.outside(() =>
-        Runtime.runFork(frame?.state === "running" ? frame.runtime : runtime)(Effect.interruptible(effect))
+        around.outside(() =>
+          Runtime.runFork(frame?.state === "running" ? frame.runtime : runtime)(Effect.interruptible(effect))
+        )
       )
 
     const collected = collector()
@@ -165,7 +167,11 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       }
     }
 
-    const pooled = (request: Incoming, frame: Frame | undefined): Promise<Response> => {
+    const pooled = (
+      request: Incoming,
+      frame: Frame | undefined,
+      said: CallSettings | undefined
+    ): Promise<Response> => {
       const ofPool = (error: PoolError): Response => {
         const { body, response } = failures.ofPool(provider, error)
         heard(frame, { failure: error, statuses: [response.status], message: body })
@@ -198,6 +204,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           model: facts.model,
           affinity: request.affinity,
           resources: stored?.resources,
+          operation: operationOf(shape, options.baseUrl()),
           replayable: request.reusable ? given.replayable ?? repeatable : "never",
           hold: (answer) => answer.holds,
           trail,
@@ -219,7 +226,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       return new Promise((resolve, reject) => {
         const startedAt = performance.now()
         let timeout: Fault.Fault | undefined
-        const fiber = start(frame, call)
+        const fiber = start(frame, said === undefined ? call : withOptions(call, said))
         const abort = () => {
           // A client that gives up when it said it would has run into its timeout; any other abort is the caller's.
           const elapsed = performance.now() - startedAt
@@ -286,7 +293,8 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         for (const name of provider.credentialHeaders) headers.delete(name)
         return transport(input, { ...init, headers })
       }
-      return incoming(options, address, input, init, (request) => pooled(request, frame))
+      const said = around.get()
+      return incoming(options, address, input, init, (request) => pooled(request, frame, said))
     }
 
     const newFrame = Effect.map(
@@ -410,6 +418,13 @@ interface Incoming {
   readonly affinity: string | undefined
   /** Between which times, in milliseconds, the client's timeout is: where it announces one, in whole seconds. */
   readonly announced: { readonly from: number; readonly to: number } | undefined
+}
+
+/** Such as `POST /chat/completions`: nothing of the query, which may hold anything. */
+const operationOf = ({ method, url }: RequestShape, baseUrl: URL): string => {
+  const base = baseUrl.pathname.replace(/\/+$/, "")
+  const path = url.pathname.startsWith(`${base}/`) ? url.pathname.slice(base.length) : url.pathname
+  return `${method} ${path}`
 }
 
 const addressOf = (input: string | URL | Request): URL | undefined => {

@@ -4,17 +4,20 @@
  *
  * @since 0.1.0
  */
-import { GoogleGenAI } from "@google/genai"
+import { GoogleGenAI, type GoogleGenAIOptions, type HttpOptions } from "@google/genai"
 import * as Config from "effect/Config"
 import type { ConfigError } from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type { ConfigurationError } from "../KeymeshError.js"
 import type * as PoolStore from "../PoolStore.js"
+import * as Checks from "../Settings.js"
 import type * as Telemetry from "../Telemetry.js"
+import type { Adapter } from "./Adapter.js"
 import { gemini } from "./Providers.js"
 import * as SdkService from "./SdkService.js"
 
@@ -114,14 +117,35 @@ export const layerAs = <Self>(
   settings: Settings
 ): Layer.Layer<Self, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> => Layer.scoped(tag, make(settings))
 
-const sdk: SdkService.Sdk<GoogleGenAI> = {
+/**
+ * What the constructor of the client takes, but for its credentials, its retries and Vertex AI.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options extends Pick<GoogleGenAIOptions, "apiVersion"> {
+  readonly httpOptions?: Omit<HttpOptions, "retryOptions">
+}
+
+const sdk: SdkService.Sdk<GoogleGenAI, Options> = {
   provider: gemini,
-  construct: (fetch, baseUrl) =>
+  construct: (fetch, baseUrl, options) =>
     new GoogleGenAI({
+      ...options,
       apiKey: SdkService.placeholder,
       // Or the environment could turn it into a client of Vertex AI.
       vertexai: false,
-      httpOptions: { fetch, ...(baseUrl === undefined ? {} : { baseUrl }) }
+      httpOptions: { ...options?.httpOptions, fetch, ...(baseUrl === undefined ? {} : { baseUrl }) }
+    }),
+  given: (options) =>
+    Either.gen(function*() {
+      const { httpOptions = {}, ...own } = options
+      yield* SdkService.refuseOptions(own, ["apiKey", "googleAuthOptions"])
+      yield* Checks.refuseUnknown(own, ["apiVersion"], "providerOptions")
+      if ("retryOptions" in httpOptions) {
+        return yield* Checks.refuse("providerOptions.httpOptions.retryOptions", "must be left out: see `retry`")
+      }
+      return { baseUrl: httpOptions.baseUrl, fetch: httpOptions.fetch }
     }),
   addressOf: (client) => {
     const api = apiOf(client)
@@ -135,6 +159,22 @@ const sdk: SdkService.Sdk<GoogleGenAI> = {
   },
   answered: (response) => endsWhenLeft(response)
 }
+
+/**
+ * Gemini for `createKeymesh`.
+ *
+ * @example
+ * ```ts
+ * import * as Gemini from "effect-keymesh/Gemini"
+ * import { createKeymesh } from "effect-keymesh/Keymesh"
+ *
+ * const client = createKeymesh({ provider: Gemini.adapter, keys: ["AIza-one", "AIza-two"] })
+ * ```
+ *
+ * @since 0.1.0
+ * @category adapters
+ */
+export const adapter: Adapter<GoogleGenAI, SdkService.Own<GoogleGenAI, Options>> = SdkService.adapter(sdk, make)
 
 // ------------------------------------------------------------------------------------------------ the SDK from inside
 

@@ -11,6 +11,7 @@ import type { ConfigError } from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import * as ApiKey from "../ApiKey.js"
@@ -19,13 +20,18 @@ import type * as EventBody from "../http/EventBody.js"
 import * as PooledFetch from "../http/PooledFetch.js"
 import * as PooledHttpClient from "../http/PooledHttpClient.js"
 import * as RequestBody from "../http/RequestBody.js"
+import * as KeymeshError from "../KeymeshError.js"
 import { ConfigurationError } from "../KeymeshError.js"
 import * as KeyPool from "../KeyPool.js"
 import type * as PoolStore from "../PoolStore.js"
+import * as Checks from "../Settings.js"
 import type * as Telemetry from "../Telemetry.js"
+import * as Adapter from "./Adapter.js"
 import * as dialects from "./dialects.js"
 import { genericGrammar } from "./grammars.js"
 import type * as Provider from "./Provider.js"
+import * as RestClient from "./RestClient.js"
+import * as SdkErrors from "./SdkErrors.js"
 
 /**
  * Where a key goes into a request: `"bearer"` (`Authorization: Bearer …`), a header, a parameter of the query, or
@@ -106,6 +112,8 @@ export interface Service {
   /** As the global `fetch`. What the pool gives up on is an answer with an honest status: 401, 429 or 503. */
   readonly fetch: Attempt.Transport
   readonly pool: KeyPool.Service
+  /** The typed error behind one that came of a request: with the fault, the trail, and when a key is back. */
+  readonly errorOf: (error: unknown) => KeymeshError.CallError
 }
 
 /**
@@ -163,7 +171,7 @@ export const make = (
     const pool = yield* KeyPool.make({ name: "http", ...ofPool })
     const api = provider({ name: pool.name, auth, errors, peek, replayable })
     const transport: Attempt.Transport = given ?? ((input, init) => globalThis.fetch(input, init))
-    const { fetch } = yield* PooledFetch.make({
+    const { failureOf, fetch } = yield* PooledFetch.make({
       pool,
       provider: api,
       baseUrl: () => new URL(baseUrl),
@@ -179,7 +187,13 @@ export const make = (
         URL.canParse(request.url) ? request : HttpClientRequest.prependUrl(request, baseUrl)
       )
     )
-    return { client, fetch, pool }
+    return {
+      client,
+      fetch,
+      pool,
+      errorOf: (error) =>
+        Option.getOrElse(KeymeshError.find(error), () => SdkErrors.toCallError(api, failureOf(error), error))
+    }
   })
 
 /**
@@ -234,6 +248,111 @@ export const provider = (
   requestId: (headers) => headers.get("x-request-id") ?? headers.get("request-id") ?? undefined,
   renderError: ({ code, id, message }) => ({ error: { message, code, keymesh_id: id } })
 })
+
+// ----------------------------------------------------------------------------------------------------------- adapter
+
+/**
+ * What `adapter` takes: the settings of the API as `make` takes them, and those of the original's HTTP adapter.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface AdapterOptions
+  extends Omit<ApiOptions, "auth">, Pick<Settings, "baseUrl" | "allowInsecureBaseUrl" | "fetch" | "hold">
+{
+  /** Where a key goes (default `"bearer"`). Not with `authHeader`. */
+  readonly auth?: Auth | undefined
+  /** The headers that a key makes; as `auth` with a function. */
+  readonly authHeader?: ((key: string) => Readonly<Record<string, string>>) | undefined
+  /** Headers of every request, below its own. */
+  readonly defaultHeaders?: Readonly<Record<string, string>> | undefined
+  /** How long one attempt may take, its body included, in milliseconds (default, and 0: no bound). */
+  readonly timeoutMs?: number | undefined
+  /** Statuses that are tried again although they are the fault of the request; as `failoverStatusCodes`. */
+  readonly extraTransientStatuses?: ReadonlyArray<number> | undefined
+}
+
+/**
+ * Any HTTP endpoint for `createKeymesh`, as a small client of JSON, and as a `fetch`.
+ *
+ * @example
+ * ```ts
+ * import * as Http from "effect-keymesh/Http"
+ * import { createKeymesh } from "effect-keymesh/Keymesh"
+ *
+ * const search = createKeymesh({
+ *   provider: Http.adapter({
+ *     baseUrl: "https://search.example",
+ *     authHeader: (key) => ({ authorization: `Bearer ${key}` })
+ *   }),
+ *   keys: ["key-one", "key-two"]
+ * })
+ * ```
+ *
+ * @since 0.1.0
+ * @category adapters
+ */
+export const adapter = (options: AdapterOptions): Adapter.Adapter<RestClient.RestClient, {}> => ({
+  name: options?.name ?? "http",
+  settings: [],
+  make: (pool, _, failover) =>
+    Effect.gen(function*() {
+      yield* Checks.refuseUnknown(options, optionNames, "provider")
+      const { auth, authHeader, defaultHeaders = {}, extraTransientStatuses = [], name, timeoutMs = 0, ...api } =
+        options
+      if (auth !== undefined && authHeader !== undefined) {
+        return yield* Checks.refuse("provider.authHeader", "cannot be used with `auth`")
+      }
+      if (authHeader !== undefined && typeof authHeader !== "function") {
+        return yield* Checks.refuse("provider.authHeader", "must be a function from a key to headers")
+      }
+      yield* Checks.integer(timeoutMs, "provider.timeoutMs")
+      const statuses = yield* Adapter.failoverStatuses(extraTransientStatuses, "provider.extraTransientStatuses")
+      const transport = api.fetch ?? ((input, init) => globalThis.fetch(input, init))
+      const service = yield* make({
+        ...pool,
+        ...api,
+        name: pool.name ?? name ?? "http",
+        auth: authHeader === undefined ? auth ?? "bearer" : (secret) => ({ headers: authHeader(secret) }),
+        errors: Adapter.dialectWithFailover(api.errors ?? dialects.generic, [...failover, ...statuses]),
+        fetch: timeoutMs === 0 ? transport : withTimeout(transport, timeoutMs)
+      })
+      return {
+        client: RestClient.make(service.fetch, api.baseUrl, defaultHeaders),
+        pool: service.pool,
+        errorOf: service.errorOf
+      }
+    })
+})
+
+const optionNames: ReadonlyArray<keyof AdapterOptions> = [
+  "name",
+  "auth",
+  "authHeader",
+  "baseUrl",
+  "allowInsecureBaseUrl",
+  "fetch",
+  "hold",
+  "errors",
+  "peek",
+  "replayable",
+  "defaultHeaders",
+  "timeoutMs",
+  "extraTransientStatuses"
+]
+
+/** Each attempt has its own time, to the end of its body. Signals are linked by hand: `AbortSignal.any` leaks. */
+const withTimeout = (transport: Attempt.Transport, millis: number): Attempt.Transport => (input, init) => {
+  const controller = new AbortController()
+  const given = init?.signal ?? undefined
+  const abort = () => controller.abort(given?.reason)
+  if (given?.aborted === true) abort()
+  given?.addEventListener("abort", abort, { once: true })
+  // It is not cleared, for the body may still come; nobody waits for it.
+  const timer = AbortSignal.timeout(millis)
+  timer.addEventListener("abort", () => controller.abort(timer.reason), { once: true })
+  return transport(input, { ...init, signal: controller.signal })
+}
 
 // -------------------------------------------------------------------------------------------------------------- auth
 

@@ -8,12 +8,14 @@ import * as Config from "effect/Config"
 import type { ConfigError } from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import OpenAI from "openai"
+import OpenAI, { type ClientOptions } from "openai"
 import type { ConfigurationError } from "../KeymeshError.js"
 import type * as PoolStore from "../PoolStore.js"
 import type * as Telemetry from "../Telemetry.js"
+import type { Adapter } from "./Adapter.js"
 import { openAi } from "./Providers.js"
 import * as SdkService from "./SdkService.js"
 
@@ -114,19 +116,49 @@ export const layerAs = <Self>(
   settings: Settings
 ): Layer.Layer<Self, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> => Layer.scoped(tag, make(settings))
 
-const sdk: SdkService.Sdk<OpenAI> = {
+/**
+ * What the constructor of the client takes, but for its credentials and its retries.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Options = Omit<ClientOptions, "apiKey" | "adminAPIKey" | "maxRetries">
+
+const sdk: SdkService.Sdk<OpenAI, Options> = {
   provider: openAi,
-  construct: (fetch, baseUrl) =>
+  construct: (fetch, baseUrl, options) =>
     new OpenAI({
-      apiKey: SdkService.placeholder,
       organization: null,
       project: null,
+      ...options,
+      apiKey: SdkService.placeholder,
       fetch,
       ...(baseUrl === undefined ? {} : { baseURL: baseUrl })
     }),
+  given: (options) =>
+    Either.map(SdkService.refuseOptions(options, ["apiKey", "adminAPIKey"]), () => ({
+      baseUrl: options.baseURL ?? undefined,
+      fetch: options.fetch
+    })),
   addressOf: (client) => client.baseURL,
   timeoutOf: (client) => client.timeout,
   withoutRetries: (client) => {
     client.maxRetries = 0
   }
 }
+
+/**
+ * OpenAI for `createKeymesh`.
+ *
+ * @example
+ * ```ts
+ * import { createKeymesh } from "effect-keymesh/Keymesh"
+ * import * as OpenAi from "effect-keymesh/OpenAi"
+ *
+ * const client = createKeymesh({ provider: OpenAi.adapter, keys: ["sk-one", "sk-two"] })
+ * ```
+ *
+ * @since 0.1.0
+ * @category adapters
+ */
+export const adapter: Adapter<OpenAI, SdkService.Own<OpenAI, Options>> = SdkService.adapter(sdk, make)

@@ -32,6 +32,8 @@ export interface ErrorDialect {
   readonly words: Readonly<Record<string, Verdict>>
   /** What a bare status means, where this differs from `Fault.fromStatus`. */
   readonly statuses: Readonly<Record<number, Verdict>>
+  /** Statuses that are tried again, as a `ServerError` is, even where they are the fault of the request. */
+  readonly failover?: ReadonlyArray<number>
 }
 
 /**

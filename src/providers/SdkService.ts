@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as ApiKey from "../ApiKey.js"
@@ -13,7 +14,9 @@ import * as PooledFetch from "../http/PooledFetch.js"
 import type { CallError, ConfigurationError } from "../KeymeshError.js"
 import * as KeyPool from "../KeyPool.js"
 import type * as PoolStore from "../PoolStore.js"
+import * as Checks from "../Settings.js"
 import type * as Telemetry from "../Telemetry.js"
+import * as Adapter from "./Adapter.js"
 import type { Provider } from "./Provider.js"
 import * as SdkErrors from "./SdkErrors.js"
 
@@ -63,6 +66,8 @@ export interface SdkService<Client> {
     f: (client: Client, signal: AbortSignal) => PromiseLike<AsyncIterable<A>> | AsyncIterable<A>
   ) => Stream.Stream<A, CallError>
   readonly pool: KeyPool.Service
+  /** The typed error behind one that the plain client threw: with the fault, the trail, and when a key is back. */
+  readonly errorOf: (error: unknown) => CallError
 }
 
 /**
@@ -71,10 +76,14 @@ export interface SdkService<Client> {
  * @since 0.1.0
  * @category models
  */
-export interface Sdk<Client> {
+export interface Sdk<Client, in Options = never> {
   readonly provider: Provider
-  /** A client with the pooled `fetch`, and no credential that matters. */
-  readonly construct: (fetch: Attempt.Transport, baseUrl: string | undefined) => Client
+  /** A client with the pooled `fetch`, and no credential that matters; `options` are those of its own constructor. */
+  readonly construct: (fetch: Attempt.Transport, baseUrl: string | undefined, options?: Options) => Client
+  /** What the constructor's options say of the transport; or what of them cannot be used. */
+  readonly given: (
+    options: Options
+  ) => Checks.Checked<{ readonly baseUrl?: string | undefined; readonly fetch?: Attempt.Transport | undefined }>
   /** The address that a client has resolved. */
   readonly addressOf: (client: Client) => string
   /** The timeout that a client has resolved, in milliseconds, if it need not announce it. */
@@ -92,7 +101,7 @@ export interface Sdk<Client> {
  * @category constructors
  */
 export const make = <Client>(
-  sdk: Sdk<Client>,
+  sdk: Omit<Sdk<Client>, "given">,
   settings: Settings<Client>
 ): Effect.Effect<
   SdkService<Client>,
@@ -122,11 +131,81 @@ export const make = <Client>(
     const service: SdkService<Client> = {
       client,
       pool,
+      errorOf: failed,
       use: (f) => Effect.mapError(pooled.within((signal) => f(client, signal)), failed),
       stream: (f) => Stream.mapError(pooled.iterate((signal) => f(client, signal)), failed)
     }
     return service
   })
+
+/**
+ * The settings of an adapter value, beside those of a pool.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Own<Client, Options> extends Omit<Settings<Client>, keyof KeyPool.Settings | "provider"> {
+  /** Whose API it is, for those that speak the language of this SDK (default: the SDK's own); see `presets`. */
+  readonly api?: Provider | undefined
+  /**
+   * What else the constructor of the client takes: timeouts, own headers, the address. Its `fetch` is the one underneath.
+   * Credentials and retries are the pool's business: they are refused. Not with `client`.
+   */
+  readonly providerOptions?: Options | undefined
+}
+
+/**
+ * The adapter of an SDK as a value: `make` is that of its service.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const adapter = <Client extends object, Options extends object>(
+  sdk: Sdk<Client, Options>,
+  make: (settings: Settings<Client>) => Effect.Effect<
+    SdkService<Client>,
+    ConfigurationError,
+    Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore
+  >
+): Adapter.Adapter<Client, Own<Client, Options>> => ({
+  name: sdk.provider.name,
+  settings: ["client", "baseUrl", "allowInsecureBaseUrl", "fetch", "hold", "api", "providerOptions"],
+  make: (pool, { api = sdk.provider, providerOptions, ...own }, failover) =>
+    Effect.gen(function*() {
+      const settings = { ...pool, ...own, provider: Adapter.withFailover(api, failover) }
+      if (providerOptions === undefined) return yield* make(settings)
+      if (own.client !== undefined) return yield* Checks.refuse("providerOptions", "cannot be used with `client`")
+      const { baseUrl, fetch } = yield* sdk.given(providerOptions)
+      return yield* make({
+        ...settings,
+        fetch: own.fetch ?? fetch,
+        client: (pooled) => sdk.construct(pooled, own.baseUrl ?? baseUrl, providerOptions)
+      })
+    })
+})
+
+/**
+ * Refuses options of a client that would work against the pool: its own credentials, and its own retries.
+ *
+ * @since 0.1.0
+ * @category checks
+ */
+export const refuseOptions = (
+  options: object,
+  credentials: ReadonlyArray<string>,
+  path = "providerOptions"
+): Checks.Checked<void> => {
+  for (const [name, value] of Object.entries(options)) {
+    if (value === undefined || value === null) continue
+    if (credentials.includes(name)) {
+      return Checks.refuse(`${path}.${name}`, "must be left out: `keys` has the credentials of the pool")
+    }
+    if (name === "maxRetries" && value !== 0) {
+      return Checks.refuse(`${path}.maxRetries`, "must be left out: the pool retries, as `retry` says")
+    }
+  }
+  return Either.void
+}
 
 /**
  * SDKs want a key to be made; the pool puts the real one in its place.
