@@ -14,6 +14,7 @@ import type * as Scope from "effect/Scope"
 import type { ConfigurationError } from "../KeymeshError.js"
 import type * as PoolStore from "../PoolStore.js"
 import type * as Telemetry from "../Telemetry.js"
+import * as Effects from "./Effects.js"
 import { anthropic } from "./Providers.js"
 import * as SdkService from "./SdkService.js"
 
@@ -133,5 +134,6 @@ const sdk: SdkService.Sdk<Sdk> = {
   addressOf: (client) => client.baseURL,
   withoutRetries: (client) => {
     client.maxRetries = 0
-  }
+  },
+  passSignal: Effects.inLastOptions
 }

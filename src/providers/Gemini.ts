@@ -17,6 +17,7 @@ import type * as Attempt from "../http/Attempt.js"
 import type { ConfigurationError } from "../KeymeshError.js"
 import type * as PoolStore from "../PoolStore.js"
 import type * as Telemetry from "../Telemetry.js"
+import * as Effects from "./Effects.js"
 import { gemini } from "./Providers.js"
 import * as SdkService from "./SdkService.js"
 
@@ -30,12 +31,12 @@ import * as SdkService from "./SdkService.js"
 export interface Settings extends SdkService.Settings<GoogleGenAI> {}
 
 /**
- * The service.
+ * The service. Its `effects` are without `live`, which is not pooled.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Service extends SdkService.SdkService<GoogleGenAI> {}
+export interface Service extends SdkService.SdkService<GoogleGenAI, Effects.Effects<Omit<GoogleGenAI, "live">>> {}
 
 /**
  * Gemini over a pool.
@@ -75,16 +76,17 @@ export const make = (
     const frames = AsyncContext.make<Frame>()
     const { client, fetch = (input, init) => globalThis.fetch(input, init) } = settings
     const above = (pooled: Attempt.Transport) => spelledOut(pooled, frames)
-    return Effect.map(
-      SdkService.make(
-        { ...sdk, construct: (pooled, baseUrl) => sdk.construct(above(pooled), baseUrl) },
-        {
-          ...settings,
-          fetch: withoutKeyInUrl(fetch),
-          client: client === undefined ? undefined : (pooled) => client(above(pooled))
-        }
-      ),
-      (service): Service => attributed(service, frames)
+    return SdkService.make(
+      {
+        ...sdk,
+        construct: (pooled, baseUrl) => sdk.construct(above(pooled), baseUrl),
+        around: (calls) => attributed(calls, frames)
+      },
+      {
+        ...settings,
+        fetch: withoutKeyInUrl(fetch),
+        client: client === undefined ? undefined : (pooled) => client(above(pooled))
+      }
     )
   })
 
@@ -149,6 +151,14 @@ const sdk: SdkService.Sdk<GoogleGenAI> = {
     const options = field(field(apiOf(client), "clientOptions"), "httpOptions")
     if (Predicate.isObject(options)) Reflect.deleteProperty(options, "retryOptions")
     withoutInnerRetries(client)
+  },
+  // Two kinds of services: those around an inner client take options, the others a `config` among the parameters.
+  passSignal: (call, abortSignal) => {
+    if ("getClient" in call.owner) return Effects.inLastOptions(call, abortSignal)
+    const [parameters = {}, ...rest] = call.args
+    if (!Effects.isPlain(parameters)) return call.args
+    const { config = {} } = parameters
+    return [{ ...parameters, config: Effects.isPlain(config) ? { abortSignal, ...config } : config }, ...rest]
   }
 }
 
@@ -294,7 +304,10 @@ const asMessage = (text: string): string => {
 }
 
 /** The SDK's errors have no headers, so nothing of them leads to what the pool knows; here they are told apart. */
-const attributed = (service: Service, frames: AsyncContext.AsyncContext<Frame>): Service => {
+const attributed = (
+  calls: Effects.Calls<GoogleGenAI>,
+  frames: AsyncContext.AsyncContext<Frame>
+): Effects.Calls<GoogleGenAI> => {
   const tracked = async <A>(frame: Frame, f: () => PromiseLike<A> | A): Promise<A> => {
     try {
       return await frames.run(frame, f)
@@ -303,10 +316,10 @@ const attributed = (service: Service, frames: AsyncContext.AsyncContext<Frame>):
     }
   }
   return {
-    ...service,
-    use: (f) => service.use((client, signal) => tracked([], () => f(client, signal))),
+    client: calls.client,
+    use: (f) => calls.use((client, signal) => tracked([], () => f(client, signal))),
     stream: (f) =>
-      service.stream(async (client, signal) => {
+      calls.stream(async (client, signal) => {
         const frame: Frame = []
         const opened = await tracked(frame, () => f(client, signal))
         return {

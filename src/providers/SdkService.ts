@@ -10,10 +10,11 @@ import * as ApiKey from "../ApiKey.js"
 import type * as Attempt from "../http/Attempt.js"
 import type * as EventBody from "../http/EventBody.js"
 import * as PooledFetch from "../http/PooledFetch.js"
-import type { CallError, ConfigurationError } from "../KeymeshError.js"
+import type { ConfigurationError } from "../KeymeshError.js"
 import * as KeyPool from "../KeyPool.js"
 import type * as PoolStore from "../PoolStore.js"
 import type * as Telemetry from "../Telemetry.js"
+import * as Effects from "./Effects.js"
 import type { Provider } from "./Provider.js"
 import * as SdkErrors from "./SdkErrors.js"
 
@@ -45,23 +46,17 @@ export interface Settings<Client> extends KeyPool.Settings {
 }
 
 /**
- * The service of an adapter.
+ * The service of an adapter. `View` is its `effects`, where more or less can be said of them than of the client.
  *
  * @since 0.1.0
  * @category models
  */
-export interface SdkService<Client> {
-  /** The real SDK client, pooled underneath: a drop-in replacement. */
-  readonly client: Client
+export interface SdkService<Client, View = Effects.Effects<Client>> extends Effects.Calls<Client> {
   /**
-   * Calls the client from Effect: interruption and settings of the effect reach the requests, and failures are typed.
-   * For anything that is iterated (streams, pages), use `stream`.
+   * The client's methods as effects: `yield* service.effects.a.b(…)` is `use` with `client.a.b(…)`, and a `Stream` where
+   * `stream` would have to be taken. See `Effects` for which is which, and what is left out.
    */
-  readonly use: <A>(f: (client: Client, signal: AbortSignal) => PromiseLike<A> | A) => Effect.Effect<A, CallError>
-  /** As `use`, for streams of the API, pages, and whatever else of the SDK can be iterated. */
-  readonly stream: <A>(
-    f: (client: Client, signal: AbortSignal) => PromiseLike<AsyncIterable<A>> | AsyncIterable<A>
-  ) => Stream.Stream<A, CallError>
+  readonly effects: View
   readonly pool: KeyPool.Service
 }
 
@@ -79,6 +74,10 @@ export interface Sdk<Client> {
   readonly addressOf: (client: Client) => string
   /** Switches the SDK's own retries off. */
   readonly withoutRetries: (client: Client) => void
+  /** Where a method takes the signal that ends its requests. */
+  readonly passSignal: Effects.PassSignal
+  /** Other ways to call the client than those of the pooled `fetch`. */
+  readonly around?: ((calls: Effects.Calls<Client>) => Effects.Calls<Client>) | undefined
 }
 
 /**
@@ -87,7 +86,7 @@ export interface Sdk<Client> {
  * @since 0.1.0
  * @category constructors
  */
-export const make = <Client>(
+export const make = <Client extends object>(
   sdk: Sdk<Client>,
   settings: Settings<Client>
 ): Effect.Effect<
@@ -110,13 +109,13 @@ export const make = <Client>(
     sdk.withoutRetries(client)
     yield* ApiKey.baseUrlOf(sdk.addressOf(client), allowInsecureBaseUrl === true, "baseUrl")
     const failed = (error: unknown) => SdkErrors.toCallError(provider, pooled.failureOf(error), error)
-    const service: SdkService<Client> = {
+    const within: Effects.Calls<Client> = {
       client,
-      pool,
       use: (f) => Effect.mapError(pooled.within((signal) => f(client, signal)), failed),
       stream: (f) => Stream.mapError(pooled.iterate((signal) => f(client, signal)), failed)
     }
-    return service
+    const calls = sdk.around?.(within) ?? within
+    return { ...calls, effects: Effects.make(calls, sdk.passSignal), pool }
   })
 
 /**
