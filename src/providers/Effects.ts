@@ -169,10 +169,17 @@ const iterable = (value: unknown, name: string): AsyncIterable<unknown> => {
 type Member<Value, Name> = [Value] extends [(...args: never) => unknown] ? Method<Value, Name>
   : [Value] extends [ReadonlyArray<unknown>] ? never
   // Settings that may be absent are none of the client's parts.
-  : [Value] extends [object] ? NotEmpty<Effects<Value>>
+  : [Value] extends [object] ? [Callable<Value>] extends [never] ? never : Effects<Value>
   : never
 
-type NotEmpty<View> = [keyof View] extends [never] ? never : View
+/** What makes an object a part of the client. It is not looked at deeply: the compiler reads what a program names. */
+type Callable<Value> = {
+  readonly [Name in keyof Value]: Value[Name] extends (...args: never) => infer Result
+    ? Result extends PromiseLike<unknown> ? Name : never
+    : Value[Name] extends ReadonlyArray<unknown> ? never
+    : Value[Name] extends object ? Name
+    : never
+}[keyof Value]
 
 /**
  * The overloads of a method, up to seven. Where there are fewer, the first one is read again, which changes nothing. The
