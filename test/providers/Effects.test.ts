@@ -385,6 +385,8 @@ describe("effects: gemini", () => {
         assert.isAbove(events.length, 1)
         const error = yield* Effect.flip(effects.models.get({ model: "gemini-none" }))
         assert.strictEqual(error._tag === "ProviderError" && error.status, 404)
+        // The SDK's own error leads nowhere: only what this adapter knows of its calls does.
+        assert.strictEqual(error._tag === "ProviderError" && error.trail.entries.length, 1)
         yield* until(Effect.map(service.pool.snapshot, ({ inFlight }) => inFlight === 0))
       })
   )
