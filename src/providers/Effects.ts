@@ -18,7 +18,8 @@ import type { CallError } from "../KeymeshError.js"
  *
  * Left out, and within reach of `use` and `stream` all the same: methods with type parameters of their own, which are
  * lost when a type is read; those that say `any` or `unknown`; those that give no promise, such as the SDKs' `.stream()`
- * helpers; overloads that leave open what comes (`stream: boolean`); promises of something to iterate under other names.
+ * helpers; overloads that leave open what comes (`stream: boolean`); lists that give nothing to iterate, and what is to
+ * be iterated under other names.
  *
  * @since 0.1.0
  * @category models
