@@ -49,6 +49,13 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
     "5 calls, 6 attempts"
   ],
   "effect-ai": ["You said: three", "limited: 1 served, 1 fault"],
+  "effects": [
+    "openai:    You said: hello",
+    "anthropic: You said: hello",
+    "gemini:    You said: hello",
+    /You said: hello\nYou said: hello\n\d+ models/,
+    "Rejected: 404 from openai"
+  ],
   "fallback": ["one key revoked: OpenAI here.", /no key left: +Groq here\./],
   "gemini": [
     "You said: good morning",

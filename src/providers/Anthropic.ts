@@ -16,6 +16,7 @@ import type { ConfigurationError } from "../KeymeshError.js"
 import type * as PoolStore from "../PoolStore.js"
 import type * as Telemetry from "../Telemetry.js"
 import type { Adapter } from "./Adapter.js"
+import * as Effects from "./Effects.js"
 import { anthropic } from "./Providers.js"
 import * as SdkService from "./SdkService.js"
 
@@ -152,7 +153,8 @@ const sdk: SdkService.Sdk<Sdk, Options> = {
   timeoutOf: (client) => client.timeout,
   withoutRetries: (client) => {
     client.maxRetries = 0
-  }
+  },
+  passSignal: Effects.inLastOptions
 }
 
 /**

@@ -18,6 +18,7 @@ import type * as PoolStore from "../PoolStore.js"
 import * as Checks from "../Settings.js"
 import type * as Telemetry from "../Telemetry.js"
 import type { Adapter } from "./Adapter.js"
+import * as Effects from "./Effects.js"
 import { gemini } from "./Providers.js"
 import * as SdkService from "./SdkService.js"
 
@@ -31,12 +32,12 @@ import * as SdkService from "./SdkService.js"
 export interface Settings extends SdkService.Settings<GoogleGenAI> {}
 
 /**
- * The service.
+ * The service. Its `effects` are without `live`, which is not pooled.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Service extends SdkService.SdkService<GoogleGenAI> {}
+export interface Service extends SdkService.SdkService<GoogleGenAI, Effects.Effects<Omit<GoogleGenAI, "live">>> {}
 
 /**
  * Gemini over a pool.
@@ -157,7 +158,15 @@ const sdk: SdkService.Sdk<GoogleGenAI, Options> = {
     if (Predicate.isObject(options)) Reflect.deleteProperty(options, "retryOptions")
     withoutInnerRetries(client)
   },
-  answered: (response) => endsWhenLeft(response)
+  answered: (response) => endsWhenLeft(response),
+  // Two kinds of services: those around an inner client take options, the others a `config` among the parameters.
+  passSignal: (call, abortSignal) => {
+    if ("getClient" in call.owner) return Effects.inLastOptions(call, abortSignal)
+    const [parameters = {}, ...rest] = call.args
+    if (!Effects.isPlain(parameters)) return call.args
+    const { config = {} } = parameters
+    return [{ ...parameters, config: Effects.isPlain(config) ? { abortSignal, ...config } : config }, ...rest]
+  }
 }
 
 /**

@@ -12,10 +12,18 @@ import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import OpenAI, { type ClientOptions } from "openai"
-import type { ConfigurationError } from "../KeymeshError.js"
+import type { ExtractParsedContentFromParams } from "openai/lib/parser"
+import type {
+  ExtractParsedContentFromParams as ExtractParsedResponse,
+  ResponseCreateParamsWithTools
+} from "openai/lib/ResponsesParser"
+import type { ChatCompletionParseParams, ParsedChatCompletion } from "openai/resources/chat/completions"
+import type { ParsedResponse } from "openai/resources/responses/responses"
+import type { CallError, ConfigurationError } from "../KeymeshError.js"
 import type * as PoolStore from "../PoolStore.js"
 import type * as Telemetry from "../Telemetry.js"
 import type { Adapter } from "./Adapter.js"
+import * as Effects from "./Effects.js"
 import { openAi } from "./Providers.js"
 import * as SdkService from "./SdkService.js"
 
@@ -35,7 +43,31 @@ export interface Settings extends SdkService.Settings<OpenAI> {}
  * @since 0.1.0
  * @category models
  */
-export interface Service extends SdkService.SdkService<OpenAI> {}
+export interface Service extends SdkService.SdkService<OpenAI, Effects.Effects<OpenAI> & Parsing> {}
+
+/**
+ * The methods that parse answers by a format or tools of yours: with type parameters of their own, they cannot be read
+ * off the client.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Parsing {
+  readonly chat: {
+    readonly completions: {
+      readonly parse: <Params extends ChatCompletionParseParams, Parsed = ExtractParsedContentFromParams<Params>>(
+        body: Params,
+        options?: OpenAI.RequestOptions
+      ) => Effect.Effect<Identified<ParsedChatCompletion<Parsed>>, CallError>
+    }
+  }
+  readonly responses: {
+    readonly parse: <Params extends ResponseCreateParamsWithTools, Parsed = ExtractParsedResponse<Params>>(
+      body: Params,
+      options?: OpenAI.RequestOptions
+    ) => Effect.Effect<Identified<ParsedResponse<Parsed>>, CallError>
+  }
+}
 
 /**
  * OpenAI over a pool.
@@ -69,7 +101,12 @@ export class OpenAi extends Context.Tag("effect-keymesh/OpenAi")<OpenAi, Service
 export const make = (
   settings: Settings
 ): Effect.Effect<Service, ConfigurationError, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore> =>
-  SdkService.make(sdk, settings)
+  // At run time every method is in the view; `Parsing` only adds the types of two.
+  SdkService.make(sdk, settings) as Effect.Effect<
+    Service,
+    ConfigurationError,
+    Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore
+  >
 
 /**
  * @since 0.1.0
@@ -116,6 +153,9 @@ export const layerAs = <Self>(
   settings: Settings
 ): Layer.Layer<Self, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> => Layer.scoped(tag, make(settings))
 
+/** The SDK puts the id of the request on what it gives. */
+type Identified<A> = A & { _request_id?: string | null }
+
 /**
  * What the constructor of the client takes, but for its credentials and its retries.
  *
@@ -144,7 +184,8 @@ const sdk: SdkService.Sdk<OpenAI, Options> = {
   timeoutOf: (client) => client.timeout,
   withoutRetries: (client) => {
     client.maxRetries = 0
-  }
+  },
+  passSignal: Effects.inLastOptions
 }
 
 /**

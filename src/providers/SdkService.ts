@@ -17,6 +17,7 @@ import type * as PoolStore from "../PoolStore.js"
 import * as Checks from "../Settings.js"
 import type * as Telemetry from "../Telemetry.js"
 import * as Adapter from "./Adapter.js"
+import * as Effects from "./Effects.js"
 import type { Provider } from "./Provider.js"
 import * as SdkErrors from "./SdkErrors.js"
 
@@ -48,23 +49,17 @@ export interface Settings<Client> extends KeyPool.Settings {
 }
 
 /**
- * The service of an adapter.
+ * The service of an adapter. `View` is its `effects`, where more or less can be said of them than of the client.
  *
  * @since 0.1.0
  * @category models
  */
-export interface SdkService<Client> {
-  /** The real SDK client, pooled underneath: a drop-in replacement. */
-  readonly client: Client
+export interface SdkService<Client, View = Effects.Effects<Client>> extends Effects.Calls<Client> {
   /**
-   * Calls the client from Effect: interruption and settings of the effect reach the requests, and failures are typed.
-   * For anything that is iterated (streams, pages), use `stream`.
+   * The client's methods as effects: `yield* service.effects.a.b(…)` is `use` with `client.a.b(…)`, and a `Stream` where
+   * `stream` would have to be taken. See `Effects` for which is which, and what is left out.
    */
-  readonly use: <A>(f: (client: Client, signal: AbortSignal) => PromiseLike<A> | A) => Effect.Effect<A, CallError>
-  /** As `use`, for streams of the API, pages, and whatever else of the SDK can be iterated. */
-  readonly stream: <A>(
-    f: (client: Client, signal: AbortSignal) => PromiseLike<AsyncIterable<A>> | AsyncIterable<A>
-  ) => Stream.Stream<A, CallError>
+  readonly effects: View
   readonly pool: KeyPool.Service
   /** The typed error behind one that the plain client threw: with the fault, the trail, and when a key is back. */
   readonly errorOf: (error: unknown) => CallError
@@ -92,6 +87,8 @@ export interface Sdk<Client, in Options = never> {
   readonly withoutRetries: (client: Client) => void
   /** What of an answer must be otherwise for this SDK (default: nothing). */
   readonly answered?: ((response: Response) => Response) | undefined
+  /** Where a method takes the signal that ends its requests. */
+  readonly passSignal: Effects.PassSignal
 }
 
 /**
@@ -100,7 +97,7 @@ export interface Sdk<Client, in Options = never> {
  * @since 0.1.0
  * @category constructors
  */
-export const make = <Client>(
+export const make = <Client extends object>(
   sdk: Omit<Sdk<Client>, "given">,
   settings: Settings<Client>
 ): Effect.Effect<
@@ -128,14 +125,12 @@ export const make = <Client>(
     sdk.withoutRetries(client)
     yield* ApiKey.baseUrlOf(sdk.addressOf(client), allowInsecureBaseUrl === true, "baseUrl")
     const failed = (error: unknown) => SdkErrors.toCallError(provider, pooled.failureOf(error), error)
-    const service: SdkService<Client> = {
+    const calls: Effects.Calls<Client> = {
       client,
-      pool,
-      errorOf: failed,
       use: (f) => Effect.mapError(pooled.within((signal) => f(client, signal)), failed),
       stream: (f) => Stream.mapError(pooled.iterate((signal) => f(client, signal)), failed)
     }
-    return service
+    return { ...calls, effects: Effects.make(calls, sdk.passSignal), pool, errorOf: failed }
   })
 
 /**
@@ -163,7 +158,7 @@ export interface Own<Client, Options> extends Omit<Settings<Client>, keyof KeyPo
 export const adapter = <Client extends object, Options extends object>(
   sdk: Sdk<Client, Options>,
   make: (settings: Settings<Client>) => Effect.Effect<
-    SdkService<Client>,
+    Omit<SdkService<Client>, "effects">,
     ConfigurationError,
     Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore
   >

@@ -76,7 +76,7 @@ const flash = { model: "gemini-2.5-flash", contents: prompt }
 const sdk = <Client>(
   name: string,
   fake: WayIn["fake"],
-  make: (setup: Setup) => Made<SdkService<Client>>,
+  make: (setup: Setup) => Made<Omit<SdkService<Client>, "effects">>,
   ask: (client: Client, signal: AbortSignal) => PromiseLike<unknown>,
   streamed: (client: Client, signal: AbortSignal) => PromiseLike<AsyncIterable<unknown>>
 ): ReadonlyArray<WayIn> => [
