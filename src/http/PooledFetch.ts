@@ -290,7 +290,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       if (address === undefined || address.protocol === "data:") return transport(input, init)
       if (address.origin !== options.baseUrl().origin) {
         const headers = headersOf(input, init)
-        for (const name of provider.credentialHeaders) headers.delete(name)
+        for (const name of [...provider.credentialHeaders, affinityHeader]) headers.delete(name)
         return transport(input, { ...init, headers })
       }
       const said = around.get()
