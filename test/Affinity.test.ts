@@ -180,7 +180,9 @@ describe("seats", () => {
     assert.strictEqual(Homes.groupWith(state, ["file-2"], 1), alone)
     assert.isUndefined(Homes.groupWith(Homes.learn(state, ["file-3"], "gone", 0), ["file-3"], 1))
     const retire = (id: string | undefined) => {
-      state = PoolKeys.updateKey(baseConfig, state, id ?? "", (key) => ({ ...key, retiring: true }), 1)?.state ?? state
+      state =
+        PoolKeys.updateKey(baseConfig, state, id ?? "", (key) => ({ ...key, retiring: true, inFlight: 1 }), 1)?.state ??
+          state
     }
     retire(keys[0]?.id)
     assert.strictEqual(Homes.groupWith(state, ["file-1"], 1), "org")

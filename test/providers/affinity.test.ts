@@ -9,12 +9,14 @@ import * as FakeAnthropic from "../../examples/support/FakeAnthropic.js"
 import * as FakeGemini from "../../examples/support/FakeGemini.js"
 import type * as FakeProvider from "../../examples/support/FakeProvider.js"
 import * as CallOptions from "../../src/CallOptions.js"
+import * as Classifier from "../../src/http/Classifier.js"
 import * as PooledHttpClient from "../../src/http/PooledHttpClient.js"
 import * as KeyPool from "../../src/KeyPool.js"
 import * as AnthropicPool from "../../src/providers/Anthropic.js"
 import * as Gemini from "../../src/providers/Gemini.js"
 import type { Provider } from "../../src/providers/Provider.js"
 import * as Providers from "../../src/providers/Providers.js"
+import * as RetryDecision from "../../src/RetryDecision.js"
 import { a, asked, b, both, c, chat, chatStream, drained, failure, live, messages, model } from "../support/openai.js"
 
 /** Which key each request of a path came with, of a fake whose keys are accounts of their own. */
@@ -363,6 +365,17 @@ describe("what requests name, and what answers tell", () => {
     // What somebody says is no field.
     const content = JSON.stringify({ file_id: "file-9", previous_response_id: "resp_9" })
     assert.deepStrictEqual(of("POST", "/v1/responses", { input: [{ role: "user", content }] })?.resources, [])
+  })
+
+  it("H4: OpenAI's own code for a response that is not there sends a search on, however it is worded", () => {
+    const error = { message: "gone", type: "invalid_request_error", code: "previous_response_not_found" }
+    const fault = Classifier.classify(Providers.openAi.dialect, {
+      status: 400,
+      headers: new Headers(),
+      body: JSON.stringify({ error }),
+      now: 0
+    })
+    assert.isTrue(fault !== undefined && RetryDecision.isNotHere(fault))
   })
 
   it("OpenAI: ids, the files of a batch, the ends of a page; of a stream, its first event", () => {
