@@ -84,7 +84,7 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
   ],
   "retry-policy": [/(attempt after +\d+ ms\n\s*){4}/, "inside a budget of 400 ms"],
   "strategies": [/round-robin +40 +40 +40/, /weighted +20 +60 +40/, /sequential-then-rotate +120 +0 +0/, "last-resort"],
-  "streaming": [/(One two three[^]*){3}/, /limited +0 +1/, "0 in flight"],
+  "streaming": [/(One two three[^]*){3}/, /limited +0 +[12]/, "0 in flight"],
   "telemetry": ["\"_tag\":\"request.fail\"", "\"_tag\":\"key.rotated\"", /level=WARN .*message=request\.fail/]
 }
 

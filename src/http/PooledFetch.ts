@@ -565,7 +565,8 @@ const headerOf = (error: object, name: string): string | undefined => {
 /** The status that says what is the matter. */
 const honest = (error: PoolError): { readonly status: number; readonly code: string } => {
   if (!(error instanceof AllKeysExhausted)) return { status: 503, code: `keymesh_${snake(error._tag)}` }
-  const reasons = Object.keys(error.reasonCounts)
+  // Keys that could not serve such a call at all say nothing about it.
+  const reasons = Object.keys(error.reasonCounts).filter((reason) => !unsuited.includes(reason))
   if (reasons.length > 0 && reasons.every((reason) => reason === "Unauthorized")) {
     return { status: 401, code: "keymesh_all_keys_unauthorized" }
   }
@@ -573,5 +574,7 @@ const honest = (error: PoolError): { readonly status: number; readonly code: str
     ? { status: 429, code: "keymesh_all_keys_limited" }
     : { status: 503, code: "keymesh_all_keys_exhausted" }
 }
+
+const unsuited: ReadonlyArray<string> = ["affinity", "unsuited", "model"]
 
 const snake = (tag: string): string => tag.replace(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter}`).toLowerCase()
