@@ -112,5 +112,49 @@ export const bucket = (spec, start) => {
   }
 }
 
-export const limiterOf = (spec, phase, start) =>
-  spec.kind === "bucket" ? bucket(spec, start) : fixedWindow(spec, phase)
+/** Whatever the phase of a window is, this keeps within its limit: it counts what was taken in any time of its length. */
+export const slidingWindow = (spec) => {
+  const { per } = spec
+  let taken = []
+  let used = 0
+  const forget = (now) => {
+    while (taken.length > 0 && taken[0].at + per <= now) used -= taken.shift().cost
+  }
+  const fits = (now, cost) => {
+    forget(now)
+    return used + cost <= limitAt(spec, now) || used === 0
+  }
+  return {
+    spec,
+    fits,
+    take: (now, cost) => {
+      forget(now)
+      taken.push({ at: now, cost })
+      used += cost
+    },
+    refused: () => {},
+    giveBack: (now, cost, takenAt) => {
+      forget(now)
+      const entry = taken.find((one) => one.at === takenAt && one.cost >= cost)
+      if (entry === undefined) return
+      entry.cost -= cost
+      used -= cost
+    },
+    next: (now, cost) => {
+      if (fits(now, cost)) return now
+      let free = limitAt(spec, now) - used
+      for (const entry of taken) {
+        free += entry.cost
+        if (free >= cost) return Math.min(entry.at + per, nextChange(spec, now))
+      }
+      return Math.min(taken[taken.length - 1].at + per, nextChange(spec, now))
+    },
+    wastedAt: () => Infinity
+  }
+}
+
+/** The limiter of a specification; without phases, windows may begin at any time. */
+export const limiterOf = (spec, phase, start, phases) => {
+  if (spec.kind === "bucket") return bucket(spec, start)
+  return phases ? fixedWindow(spec, phase) : slidingWindow(spec)
+}

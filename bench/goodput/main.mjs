@@ -7,7 +7,7 @@
  *   npm run bench:goodput -- --contestant oracle,pool         some contestants (oracle, naive, sdk, pool)
  *   npm run bench:goodput -- --mode declared                  one state of knowledge (nothing, declared, announced, …)
  *   npm run bench:goodput -- --seeds 5                        medians of five seeds
- *   npm run bench:goodput -- --json                           the numbers, for programs
+ *   npm run bench:goodput -- --json                           the numbers, for programs: a line per scenario
  *   npm run bench:goodput -- --trace                          what happened, every five seconds
  *   npm run bench:goodput -- --self-check                     is the simulation itself right?
  *   npm run bench:goodput -- --strict                         exit with 1 if a bar is missed
@@ -60,8 +60,10 @@ const contestants = await import("./contestants.mjs")
 const startedAt = wall()
 const report = []
 for (const scenario of chosen) {
+  const windows = scenario.modes.includes("declared") && scenario.limits.some(({ kind }) => kind === "window")
   const entrants = [
     { name: "oracle" },
+    ...(windows ? [{ name: "oracle", mode: "without phases" }] : []),
     ...["naive", "sdk"].filter((name) => wanted.includes(name))
       .map((name) => ({ name, contestant: contestants[name] })),
     ...(wanted.includes("pool") ? scenario.modes : [])
@@ -84,12 +86,12 @@ for (const scenario of chosen) {
   ]))
   for (const row of rows) if (row.contestant === "pool") row.bars = barsOf(scenario, row.mode, row, beside)
   report.push({ scenario: scenario.name, about: scenario.about, rows })
-  if (!given.has("json")) printScenario(scenario, rows, beside.oracle)
+  if (given.has("json")) console.log(JSON.stringify(report[report.length - 1]))
+  else printScenario(scenario, rows, beside.oracle)
 }
 const missed = report.flatMap(({ rows, scenario }) =>
   rows.filter(({ bars }) => bars !== undefined && Object.values(bars).includes(false)).map((row) => ({ scenario, row }))
 )
-if (given.has("json")) console.log(JSON.stringify(report, undefined, 2))
-else printSummary(report, missed, seeds.length)
+if (!given.has("json")) printSummary(report, missed, seeds.length)
 console.error(`${((wall() - startedAt) / 1_000).toFixed(0)} s`)
 process.exitCode = given.has("strict") && missed.length > 0 ? 1 : 0

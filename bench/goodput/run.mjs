@@ -13,7 +13,10 @@ const dialectOf = (mode) => (mode?.endsWith("anthropic") ? "anthropic" : "openai
 /** What the calls of one contestant became, and what reached the provider. */
 export const run = async (scenario, seed, { contestant, mode, name }) => {
   const calls = planOf(scenario, seed)
-  if (name === "oracle") return { calls, ...oracle({ calls, deadline, scenario, seed, start: epoch }) }
+  if (name === "oracle") {
+    const knowsPhases = mode !== "without phases"
+    return { calls, ...oracle({ calls, deadline, knowsPhases, scenario, seed, start: epoch }) }
+  }
   reset(`${seed} ${scenario.name} platform`)
   const dialect = dialectOf(mode)
   const secrets = scenario.keys.map((_, i) => `sk-sim-${String(i).padStart(4, "0")}-abcdefghijklmnop`)

@@ -10,13 +10,13 @@ const five = Array.from({ length: 5 }, (_, i) => ({ group: `g${i}` }))
 const window120 = { kind: "window", of: "requests", per: 60_000, limit: 120 }
 const bucket120 = { kind: "bucket", of: "requests", per: 60_000, limit: 120, burst: 20 }
 const known = ["nothing", "declared", "announced"]
-const aKey = (kind, from = 60, to = 120, more = {}) => ({ kind, keys: [1], from, to, ...more })
+const aKey = (kind, from = 40, to = 80, more = {}) => ({ kind, keys: [1], from, to, ...more })
 const forGood = 1e6
 /** Limits far away: what is tried is something else. */
 const roomy = { kind: "window", of: "requests", per: 60_000, limit: 6_000 }
 
 const base = {
-  seconds: 180,
+  seconds: 120,
   rate: 360,
   keys: five,
   limits: [window120],
@@ -56,21 +56,24 @@ export const scenarios = [
   }),
   define("over60", "60 % of 5 × 120/min, fixed windows of unknown phase", { rate: 360, modes: known }),
   define("over95", "95 %", { rate: 570, modes: known }),
-  define("over120", "120 %", { rate: 720, seconds: 300, modes: [...known, "announced-anthropic"] }),
-  define("over150", "150 %", { rate: 900, modes: known }),
+  define("over120", "120 %", { rate: 720, seconds: 240, modes: [...known, "announced-anthropic"] }),
+  define("over150", "150 %", { rate: 900, seconds: 180, modes: known }),
   define("bursty80", "token buckets of burst 20; 80 % on average, in bursts of 2.5 times that", {
+    seconds: 180,
     rate: 480,
     limits: [bucket120],
-    bursts: { on: 6, off: 9 },
+    bursts: { on: 12, off: 18 },
     modes: known
   }),
   define("bucket95", "token buckets of burst 20, 95 %", { rate: 570, limits: [bucket120], modes: known }),
   define("bucket120", "token buckets of burst 20, 120 %", {
+    seconds: 180,
     rate: 720,
     limits: [bucket120],
     modes: [...known, "announced-anthropic"]
   }),
   define("penal120", "as bucket120, and refused requests are debited too, down to minus the burst", {
+    seconds: 180,
     rate: 720,
     limits: [{ ...bucket120, penal: true }],
     modes: known
@@ -80,12 +83,12 @@ export const scenarios = [
     limits: [{ ...window120, limitOf: (group) => [24, 48, 96, 192, 384][group] }],
     modes: known
   }),
-  define("revoked", "one key of five is revoked", { faults: [aKey("401", 60, forGood)], faulty: 1 }),
-  define("quota", "one key's quota is spent", { faults: [aKey("quota", 60, forGood)], faulty: 1 }),
-  define("key500", "one key answers 500 for a minute", { faults: [aKey("500")], faulty: 1 }),
-  define("key529", "one key answers 529 for a minute", { faults: [aKey("529")], faulty: 1 }),
-  define("keyreset", "connections of one key are reset for a minute", { faults: [aKey("reset")], faulty: 1 }),
-  define("keyhang", "one key never answers for a minute", { faults: [aKey("hang")], faulty: 1 }),
+  define("revoked", "one key of five is revoked", { faults: [aKey("401", 40, forGood)], faulty: 1 }),
+  define("quota", "one key's quota is spent", { faults: [aKey("quota", 40, forGood)], faulty: 1 }),
+  define("key500", "one key answers 500 for 40 s", { faults: [aKey("500")], faulty: 1 }),
+  define("key529", "one key answers 529 for 40 s", { faults: [aKey("529")], faulty: 1 }),
+  define("keyreset", "connections of one key are reset for 40 s", { faults: [aKey("reset")], faulty: 1 }),
+  define("keyhang", "one key never answers for 40 s", { faults: [aKey("hang")], faulty: 1 }),
   define("outage", "every key answers 503 for 15 s, 30 calls per second", { ...outage, ...allDown("503") }),
   define("outageNet", "every connection is reset for 15 s", { ...outage, ...allDown("reset") }),
   define("limited20", "all keys are limited for another 20 s, 40 calls in 2 s", limited(20)),
@@ -109,12 +112,14 @@ export const scenarios = [
     modes: known
   }),
   define("tpm120", "tokens per minute, 120 %", {
+    seconds: 180,
     rate: 400,
     limits: [tokens(60_000)],
     tokensOf: variedTokens,
     modes: [...known, "announced-anthropic"]
   }),
   define("groups", "six keys in two groups that share a limit each, declared as such, 110 %", {
+    seconds: 180,
     keys: Array.from({ length: 6 }, (_, i) => ({ group: `g${i % 2}` })),
     limits: [{ ...window120, limit: 240 }],
     rate: 528,
@@ -122,18 +127,21 @@ export const scenarios = [
     modes: known
   }),
   define("groups-untold", "the same, and nobody told the pool of the groups", {
+    seconds: 180,
     keys: Array.from({ length: 6 }, (_, i) => ({ group: `g${i % 2}` })),
     limits: [{ ...window120, limit: 240 }],
     rate: 528,
     modes: ["nothing", "announced"]
   }),
   define("models", "limits per model; one of two models is asked for at 160 %", {
+    seconds: 180,
     limits: [{ ...window120, limit: 40, models: ["gpt-4o"] }, { ...window120, limit: 200, models: [model] }],
     rate: 640,
     models: [{ name: model, share: 0.5 }, { name: "gpt-4o", share: 0.5 }],
     modes: ["nothing", "announced"]
   }),
   define("daily", "two of five keys have 60 requests left for the day", {
+    seconds: 180,
     limits: [window120, {
       kind: "window",
       of: "requests",
@@ -155,7 +163,7 @@ export const scenarios = [
     keys: five.map((key, i) => (i === 1 ? { ...key, slow: 8 } : key))
   }),
   define("flapping", "one key answers 500 for 5 s of every 10 s", {
-    faults: [aKey("500", 10, 170, { every: 5 })],
+    faults: [aKey("500", 10, 110, { every: 5 })],
     faulty: 1
   }),
   define("staggered", "two models go down one after the other, 15 s each", {
@@ -196,22 +204,26 @@ export const scenarios = [
     modes: known
   }),
   define("seconds-only", "as over120, and Retry-After in whole seconds only", {
+    seconds: 180,
     rate: 720,
     retryAfter: "seconds",
     modes: ["nothing", "announced"]
   }),
   define("bucket-seconds", "as bucket120, and Retry-After in whole seconds only", {
+    seconds: 180,
     rate: 720,
     limits: [bucket120],
     retryAfter: "seconds",
     modes: ["nothing", "announced"]
   }),
   define("no-hint", "as over120, and refusals say nothing about waiting", {
+    seconds: 180,
     rate: 720,
     retryAfter: "none",
     modes: ["nothing", "declared"]
   }),
   define("skew", "as over120, Retry-After as a date of a server whose clock is 5 min ahead", {
+    seconds: 180,
     rate: 720,
     retryAfter: "date",
     skewSeconds: 300,

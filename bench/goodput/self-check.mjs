@@ -3,7 +3,8 @@ import { bucket, fixedWindow } from "./limiters.mjs"
 import { measure } from "./measures.mjs"
 import { run } from "./run.mjs"
 import { planOf, scenarios } from "./scenarios.mjs"
-import { now, pass, reset, settleFor } from "./virtual-time.mjs"
+import { makeRules } from "./upstream.mjs"
+import { epoch, now, pass, reset, settleFor } from "./virtual-time.mjs"
 
 export const selfCheck = async () => {
   const failures = []
@@ -53,6 +54,11 @@ export const selfCheck = async () => {
 
   for (const scenario of scenarios) {
     const outcome = await run(scenario, "1", { name: "oracle" })
+    if (scenario.limits.every(({ kind }) => kind === "window")) {
+      const blind = await run(scenario, "1", { name: "oracle", mode: "without phases" })
+      const fits = replay(scenario, blind.log)
+      check(`${scenario.name}: what keeps to the limits without knowing the phases is never refused`, fits)
+    }
     check(`${scenario.name}: the oracle wastes nothing`, outcome.log.every(({ kind }) => kind === "ok"))
     const ids = new Set(outcome.log.map(({ call }) => call.id))
     check(`${scenario.name}: the oracle asks once per call`, ids.size === outcome.log.length)
@@ -94,4 +100,15 @@ export const selfCheck = async () => {
       [...accepted.values()].every((instants) => instants.every((at, i) => !(instants[i + 60] < at + 60_000))))
   }
   return failures
+}
+
+/** Would the provider have taken all of these? */
+const replay = (scenario, log) => {
+  const rules = makeRules(scenario, "1", epoch)
+  const events = log.flatMap((entry) => [
+    { at: entry.at, run: () => rules.fits(entry.key, entry.call, entry.at) && take(entry) },
+    { at: entry.done, run: () => rules.settle(entry.key, entry.call, entry.done, entry.at) ?? true }
+  ])
+  const take = ({ at, call, key }) => rules.take(key, call, at) ?? true
+  return events.sort((a, b) => a.at - b.at).every(({ run }) => run())
 }
