@@ -140,6 +140,13 @@ export const scenarios = [
     models: [{ name: model, share: 0.5 }, { name: "gpt-4o", share: 0.5 }],
     modes: ["nothing", "announced"]
   }),
+  define("model-spent", "one of two models is limited on every key for 30 s, the other is not", {
+    limits: [roomy],
+    models: [{ name: model, share: 0.5 }, { name: "gpt-4o", share: 0.5 }],
+    faults: [{ kind: "limited", models: ["gpt-4o"], from: 20, to: 50 }],
+    learned: 5,
+    modes: ["nothing", "announced"]
+  }),
   define("daily", "two of five keys have 60 requests left for the day", {
     seconds: 180,
     limits: [window120, {
