@@ -47,12 +47,14 @@ const variedTokens = (random) => {
 }
 
 export const scenarios = [
-  define("tiny", "one minute at 150 % of two keys, for a quick check", {
+  define("tiny", "40 s at 150 % of two keys, some of it in a brownout, for a quick check", {
     seconds: 40,
     rate: 90,
     keys: five.slice(0, 2),
     limits: [{ ...window120, limit: 30 }],
-    modes: known
+    faults: [{ kind: "500", from: 5, to: 15, share: 0.5 }],
+    modes: known,
+    unavoidable: 0.4
   }),
   define("over60", "60 % of 5 × 120/min, fixed windows of unknown phase", { rate: 360, modes: known }),
   define("over95", "95 %", { rate: 570, modes: known }),
