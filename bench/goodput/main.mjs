@@ -7,12 +7,16 @@
  *   npm run bench:goodput -- --contestant oracle,pool         some contestants (oracle, naive, sdk, pool)
  *   npm run bench:goodput -- --mode declared                  one state of knowledge (nothing, declared, announced, …)
  *   npm run bench:goodput -- --seeds 5                        medians of five seeds
+ *   npm run bench:goodput -- --jobs 2                         as many processes at once
  *   npm run bench:goodput -- --json                           the numbers, for programs: a line per scenario
  *   npm run bench:goodput -- --trace                          what happened, every five seconds
  *   npm run bench:goodput -- --self-check                     is the simulation itself right?
  *   npm run bench:goodput -- --strict                         exit with 1 if a bar is missed
  */
 import { settleFor, wall } from "./virtual-time.mjs"
+import { execFile } from "node:child_process"
+import { fileURLToPath } from "node:url"
+import { promisify } from "node:util"
 import { barsOf, measure, together } from "./measures.mjs"
 import { printScenario, printSummary, printTrace } from "./report.mjs"
 import { run } from "./run.mjs"
@@ -20,7 +24,7 @@ import { scenarios } from "./scenarios.mjs"
 import { selfCheck } from "./self-check.mjs"
 
 const flags = new Set(["self-check", "json", "trace", "strict"])
-const settings = new Set(["scenario", "contestant", "mode", "seeds", "settle"])
+const settings = new Set(["scenario", "contestant", "mode", "seeds", "settle", "jobs"])
 const given = new Map()
 for (let i = 2; i < process.argv.length; i++) {
   const name = process.argv[i].replace(/^--/, "")
@@ -56,10 +60,21 @@ if (given.has("self-check")) {
   process.exit(failures.length === 0 ? 0 : 1)
 }
 
-const contestants = await import("./contestants.mjs")
 const startedAt = wall()
 const report = []
-for (const scenario of chosen) {
+/** One scenario in a process of its own; the table is the same, since nothing passes from one to the next. */
+const apart = async (scenario) => {
+  const args = ["--json", "--scenario", scenario.name]
+  for (const name of ["contestant", "mode", "seeds", "settle"]) if (given.has(name)) args.push(`--${name}`, given.get(name))
+  const { stdout } = await promisify(execFile)(
+    process.execPath,
+    [...process.execArgv, fileURLToPath(import.meta.url), ...args],
+    { maxBuffer: 2 ** 26 }
+  )
+  return JSON.parse(stdout)
+}
+const here = async (scenario) => {
+  const contestants = await import("./contestants.mjs")
   const windows = scenario.modes.includes("declared") && scenario.limits.some(({ kind }) => kind === "window")
   const entrants = [
     { name: "oracle" },
@@ -85,9 +100,20 @@ for (const scenario of chosen) {
     rows.find(({ contestant }) => contestant === name)
   ]))
   for (const row of rows) if (row.contestant === "pool") row.bars = barsOf(scenario, row.mode, row, beside)
-  report.push({ scenario: scenario.name, about: scenario.about, rows })
-  if (given.has("json")) console.log(JSON.stringify(report[report.length - 1]))
-  else printScenario(scenario, rows, beside.oracle)
+  return { scenario: scenario.name, about: scenario.about, rows }
+}
+
+const jobs = Number(given.get("jobs") ?? 1)
+const running = []
+for (const [i, scenario] of chosen.entries()) {
+  // With several jobs, as many are begun ahead of the one that is printed next.
+  while (jobs > 1 && running.length < chosen.length && running.length < i + jobs) {
+    running.push(apart(chosen[running.length]))
+  }
+  const done = await (running[i] ?? here(scenario))
+  report.push(done)
+  if (given.has("json")) console.log(JSON.stringify(done))
+  else printScenario(scenario, done.rows, done.rows[0])
 }
 const missed = report.flatMap(({ rows, scenario }) =>
   rows.filter(({ bars }) => bars !== undefined && Object.values(bars).includes(false)).map((row) => ({ scenario, row }))
