@@ -18,7 +18,7 @@ import type * as Scope from "effect/Scope"
 import * as Acquisition from "./Acquisition.js"
 import type * as ApiKey from "./ApiKey.js"
 import { CallOptions } from "./CallOptions.js"
-import type * as Fault from "./Fault.js"
+import * as Fault from "./Fault.js"
 import * as HeldLease from "./HeldLease.js"
 import { appendTrail, BudgetExceeded, type PoolError, type Trail } from "./KeymeshError.js"
 import * as Leasing from "./Leasing.js"
@@ -259,6 +259,8 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   let stepper = RetryPolicy.start(settings.retry)
   let avoid: ReadonlyArray<number> = []
   let graced = false
+  /** Retry tokens that the call has used. */
+  let used = 0
 
   const denied = (reason: "time" | "tokens") =>
     telemetry.publish([{
@@ -292,7 +294,23 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     let spentBudget: boolean = now >= call.budgetEnd
     avoid = avoid.includes(tried.record.slot) ? avoid : [...avoid, tried.record.slot]
     const isRetry = decision._tag === "BackOff" || (decision._tag === "Rotate" && decision.retry)
-    if (isRetry && !spentBudget) {
+    // In an outage of the provider the call waits at its gate, which costs nothing; what it had paid it gets back.
+    const parks = Fault.isProviderFault(tried.fault) &&
+      PoolState.outageOf(yield* Ref.get(state), call.model) !== undefined
+    if (parks) {
+      const returned = used
+      used = 0
+      stepper = RetryPolicy.start(settings.retry)
+      avoid = []
+      progress = RetryDecision.initial
+      yield* Ref.update(state, (before) => Leasing.returnTokens(config, before, returned))
+    }
+    if (isRetry && parks && !spentBudget) {
+      const retrying = { startedAt: call.startedAt, waitMillis: undefined, fault: tried.fault }
+      const next = yield* RetryPolicy.step(stepper, MonotonicTime.nowOf(clock), retrying)
+      // Who may not be sent again at all need not wait.
+      if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget("policy") : tried.exit
+    } else if (isRetry && !spentBudget) {
       const began = MonotonicTime.nowOf(clock)
       const wait = yield* Ref.modify(state, (before) => {
         const spent = Leasing.spendToken(config, before, began, call.budgetEnd)
@@ -302,9 +320,10 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       if (wait > MonotonicTime.longestSleep) return yield* tried.exit
       if (wait > 0) {
         yield* work.restore(Effect.sleep(wait)).pipe(
-          Effect.onInterrupt(() => Ref.update(state, (before) => Leasing.returnToken(config, before)))
+          Effect.onInterrupt(() => Ref.update(state, (before) => Leasing.returnTokens(config, before, 1)))
         )
       }
+      used++
       const at = MonotonicTime.nowOf(clock)
       const retrying: RetryPolicy.Retrying = {
         startedAt: call.startedAt,

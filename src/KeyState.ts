@@ -22,6 +22,8 @@ export interface KeyState extends Strategy.Candidate {
   readonly successes: number
   readonly faults: number
   readonly ignored: number
+  /** When it answered last. */
+  readonly answeredAt: number
   readonly breaker: CircuitBreaker.State
   readonly bench: Bench | undefined
   readonly ramp: Ramp | undefined
@@ -54,6 +56,7 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   successes: 0,
   faults: 0,
   ignored: 0,
+  answeredAt: -Infinity,
   breaker: CircuitBreaker.initial,
   bench: undefined,
   ramp: undefined,
@@ -102,7 +105,16 @@ export interface Ramp {
  * @since 0.1.0
  * @category models
  */
-export type GateName = "retired" | "disabled" | "concurrency" | "breaker" | "cooldown" | "probing" | "ramp" | "model"
+export type GateName =
+  | "retired"
+  | "disabled"
+  | "concurrency"
+  | "breaker"
+  | "cooldown"
+  | "probing"
+  | "ramp"
+  | "model"
+  | "provider"
 
 /**
  * A gate that is closed.
@@ -140,7 +152,13 @@ export const both = (a: Closed | undefined, b: Closed | undefined): Closed | und
   }
 }
 
-const closed = (
+/**
+ * A gate that is closed until an instant.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const closed = (
   gate: GateName,
   until: number,
   marks: { readonly earliest?: number; readonly breakableAt?: number; readonly fault?: Fault.Kind } = {}

@@ -23,6 +23,8 @@ export const touch = (state: PoolState.PoolState, key: KeyState.KeyState): PoolS
   index: state.index.update(key),
   leases: state.leases,
   calls: state.calls,
+  ended: state.ended,
+  pace: state.pace,
   nextOpening: state.nextOpening,
   rest: state.rest
 })
@@ -73,6 +75,8 @@ export const place = (
     index: gatedUntil === undefined ? state.index.insert(placed) : state.index.remove(key.slot),
     leases: state.leases,
     calls: state.calls,
+    ended: state.ended,
+    pace: state.pace,
     nextOpening: gated === state.rest.gated ? state.nextOpening : earliest(gated),
     rest
   }
