@@ -18,6 +18,7 @@ import type * as Scope from "effect/Scope"
 import * as Acquisition from "./Acquisition.js"
 import type * as ApiKey from "./ApiKey.js"
 import { CallOptions } from "./CallOptions.js"
+import * as Corroboration from "./Corroboration.js"
 import * as Fault from "./Fault.js"
 import * as HeldLease from "./HeldLease.js"
 import { appendTrail, BudgetExceeded, type PoolError, type Trail } from "./KeymeshError.js"
@@ -259,6 +260,9 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   let stepper = RetryPolicy.start(settings.retry)
   let avoid: ReadonlyArray<number> = []
   let graced = false
+  /** Keys that failed the call alike, one after the other. */
+  let alike: ReadonlyArray<number> = []
+  let failure = ""
   /** Retry tokens that the call has used. */
   let used = 0
 
@@ -289,6 +293,18 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     const [decision, spent] = RetryDecision.decide(settings, progress, tried.fault, call.replayable)
     progress = spent
     if (decision._tag === "Stop") return yield* tried.exit
+    if (Fault.isProviderFault(tried.fault)) {
+      const same = `${tried.fault.kind} ${tried.fault.status} ${tried.fault.code}`
+      const { slot } = tried.record
+      alike = same === failure ? [...alike.filter((other) => other !== slot), slot] : [slot]
+      failure = same
+      const isItsOwn = alike.length > 2 &&
+        (yield* PoolCore.step(
+          core,
+          (before, at) => Corroboration.acquit(config, before, alike, call.model, call.startedAt, at)
+        ))
+      if (isItsOwn) return yield* tried.exit
+    }
     // An attempt that ran for long may have used up the budget by itself: its fault still earns one more, at once.
     const long = !graced && now - tried.record.startedAt > graceMillis
     let spentBudget: boolean = now >= call.budgetEnd
@@ -354,6 +370,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       only !== undefined || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
     )
     if ("_tag" in acquired) {
+      if (parks && !acquired.closed && MonotonicTime.nowOf(clock) >= call.budgetEnd) return yield* outOfBudget("call")
       return yield* only === undefined ? Acquisition.refusal(core, call, acquired) : tried.exit
     }
     if (acquired.slot !== tried.record.slot && telemetry.listened()) {

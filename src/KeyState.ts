@@ -115,6 +115,7 @@ export type GateName =
   | "ramp"
   | "model"
   | "provider"
+  | "group"
 
 /**
  * A gate that is closed.

@@ -101,6 +101,8 @@ export interface Rest {
   /** How many keys have each origin, see `originOf`. */
   readonly origins: HashMap.HashMap<string, number>
   readonly health: ProviderHealth.Health
+  /** Keys that had worked and were refused as unauthorised of late. */
+  readonly turned: ReadonlyArray<Turned>
   readonly tokens: RetryPolicy.Tokens
   /** Calls counted into `tokens` so far. */
   readonly tokenCalls: number
@@ -108,6 +110,20 @@ export interface Rest {
   readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<number, Waiter>>
   readonly waiting: number
   readonly line: Line
+}
+
+/**
+ * A key that had worked and then was refused as unauthorised.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Turned {
+  readonly id: string
+  readonly at: number
+  readonly target: Cooldowns.Target
+  /** What else holds it until when: a wait that was told, or one from before. */
+  readonly firm: number
 }
 
 /**
@@ -290,6 +306,7 @@ export const empty = (config: Config, now: number): PoolState => ({
     floorAt: -Infinity,
     origins: HashMap.empty(),
     health: ProviderHealth.initial,
+    turned: [],
     tokens: RetryPolicy.tokens(now, config.tokens),
     tokenCalls: 0,
     lanes: HashMap.empty(),
@@ -468,8 +485,8 @@ export const providerGate = (
   now: number
 ): KeyState.Closed | undefined => {
   if (!ProviderHealth.isGating(health)) return undefined
-  const until = ProviderHealth.heldUntil(health, originOf(key), model, config.trialMillis, now)
-  return until === undefined ? undefined : KeyState.closed("provider", until, { earliest: -Infinity })
+  const held = ProviderHealth.heldBack(health, originOf(key), model, config.trialMillis, now)
+  return held === undefined ? undefined : KeyState.closed(held.by, held.until, { earliest: -Infinity })
 }
 
 /**
@@ -504,9 +521,9 @@ export const heldUntil = (
   let first = Infinity
   let held = 0
   for (const origin of HashMap.keys(origins)) {
-    const until = ProviderHealth.heldUntil(health, origin, model, config.trialMillis, now)
-    if (until === undefined) continue
-    first = Math.min(first, until)
+    const gate = ProviderHealth.heldBack(health, origin, model, config.trialMillis, now)
+    if (gate === undefined) continue
+    first = Math.min(first, gate.until)
     held++
   }
   return held === 0 ? undefined : held < HashMap.size(origins) ? "some" : first
@@ -660,7 +677,8 @@ export const opening = (
   state: PoolState,
   request: Pick<Request, "model" | "only">,
   now: number
-): OpeningTime => withHealth(config, state, request, withFloor(config, state, nearest(config, state, request, now), now), now)
+): OpeningTime =>
+  withHealth(config, state, request, withFloor(config, state, nearest(config, state, request, now), now), now)
 
 /**
  * The opening time with what the provider's breakers hold back.

@@ -5,6 +5,9 @@
  * `Row` gathers the evidence; enough of it makes an `Outage`, whose gate admits few probes; the first success ends that,
  * and who waits is let go at a measured pace, a `Release`.
  *
+ * Keys that share a limit nobody declared are told from the outcomes of all in the same way: a `Suspicion` lets one call
+ * per second try, until the limit is over or a call gets through.
+ *
  * Successes take longer than refusals, and an attempt that began before the trouble says nothing of it. So attempts are
  * compared in the order in which they began: an old success ends no row, and an attempt that began between the faults
  * and is still undecided speaks against an outage.
@@ -24,9 +27,11 @@ import * as CircuitBreaker from "./CircuitBreaker.js"
  * @category models
  */
 export interface Health {
-  /** There is neither a row nor a gate: nothing to look at. */
+  /** There is nothing but the past: nothing to look at. */
   readonly idle: boolean
   readonly rows: HashMap.HashMap<string, Row>
+  /** Rate limits of the last second, with no success between them. */
+  readonly refusals: HashMap.HashMap<string, ReadonlyArray<Refusal>>
   readonly gates: HashMap.HashMap<string, Gate>
   /** The newest lease when the last outage ended: what attempts up to it still say of faults is old news. */
   readonly past: HashMap.HashMap<string, number>
@@ -94,12 +99,46 @@ export interface Release {
 }
 
 /**
+ * A rate limit that one key, or its quota group, was told.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Refusal {
+  readonly at: number
+  readonly lease: number
+  readonly keyId: string
+  /** The quota group, or the key where it has none. */
+  readonly group: string
+  /** The provider's code. */
+  readonly code: string | undefined
+  /** When it is over, and whether somebody told so. */
+  readonly until: number
+  readonly told: boolean
+}
+
+/**
+ * Several quota groups behave as one. Until it is known better, or the limit is over, one call per second tries.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Suspicion {
+  readonly _tag: "Suspicion"
+  /** The lease of the first refusal: the success of a later one clears it. */
+  readonly first: number
+  readonly keyIds: ReadonlyArray<string>
+  readonly until: number
+  readonly nextAt: number
+}
+
+/**
  * What holds attempts back.
  *
  * @since 0.1.0
  * @category models
  */
-export type Gate = Outage | Release
+export type Gate = Outage | Release | Suspicion
 
 /**
  * An attempt, as far as the provider's health goes.
@@ -124,7 +163,13 @@ export interface Attempt {
  * @since 0.1.0
  * @category constructors
  */
-export const initial: Health = { idle: true, rows: HashMap.empty(), gates: HashMap.empty(), past: HashMap.empty() }
+export const initial: Health = {
+  idle: true,
+  rows: HashMap.empty(),
+  refusals: HashMap.empty(),
+  gates: HashMap.empty(),
+  past: HashMap.empty()
+}
 
 // ------------------------------------------------------------------------------------------------------------ evidence
 
@@ -211,7 +256,7 @@ export const succeeded = (
   now: number
 ): { readonly health: Health; readonly closed: ReadonlyArray<Outage> } => {
   const place = placeOf(attempt.origin, attempt.model)
-  let { gates, past, rows } = health
+  let { gates, past, refusals, rows } = health
   const row = Option.getOrUndefined(HashMap.get(rows, place))
   // What began before the first fault says nothing of what came after.
   if (row !== undefined && attempt.lease > row.first) {
@@ -221,6 +266,10 @@ export const succeeded = (
       ? HashMap.remove(rows, place)
       : HashMap.set(rows, place, { ...row, window, faults: 0 })
   }
+  const refused = Option.getOrUndefined(HashMap.get(refusals, place))?.[0]
+  if (refused !== undefined && attempt.lease > refused.lease) refusals = HashMap.remove(refusals, place)
+  const suspicion = Option.getOrUndefined(HashMap.get(gates, limitOf(place)))
+  if (suspicion?._tag === "Suspicion" && attempt.lease > suspicion.first) gates = HashMap.remove(gates, limitOf(place))
   const closed: Array<Outage> = []
   for (const at of [wholeOf(attempt.origin), place]) {
     const gate = Option.getOrUndefined(HashMap.get(gates, at))
@@ -231,7 +280,44 @@ export const succeeded = (
       ? HashMap.set(gates, at, { _tag: "Release", since: now, nextAt: now, offered })
       : HashMap.remove(gates, at)
   }
-  return { health: simplest(health, rows, gates, past), closed }
+  return { health: simplest(health, { rows, refusals, gates, past }), closed }
+}
+
+/**
+ * Takes in a rate limit; `suspected` is what begins with it.
+ *
+ * @since 0.1.0
+ * @category transitions
+ */
+export const limited = (
+  health: Health,
+  { model, origin }: Pick<Attempt, "origin" | "model">,
+  refusal: Refusal
+): { readonly health: Health; readonly suspected: Suspicion | undefined } => {
+  const place = placeOf(origin, model)
+  const before = Option.getOrElse(HashMap.get(health.refusals, place), () => noRefusals)
+  const alike = [
+    ...before.filter(({ at, code, group }) =>
+      at > refusal.at - suspectMillis && code === refusal.code && group !== refusal.group
+    ),
+    refusal
+  ]
+  const known = HashMap.has(health.gates, limitOf(place))
+  if (known || alike.length < suspectGroups) {
+    const refusals = HashMap.set(health.refusals, place, alike.slice(-suspectGroups))
+    return { health: simplest(health, { ...health, refusals }), suspected: undefined }
+  }
+  const told = alike.filter(({ told }) => told)
+  const suspected: Suspicion = {
+    _tag: "Suspicion",
+    first: Math.min(...alike.map(({ lease }) => lease)),
+    keyIds: alike.map(({ keyId }) => keyId),
+    until: Math.min(...(told.length > 0 ? told : alike).map(({ until }) => until)),
+    nextAt: refusal.at
+  }
+  const refusals = HashMap.remove(health.refusals, place)
+  const gates = HashMap.set(health.gates, limitOf(place), suspected)
+  return { health: simplest(health, { ...health, refusals, gates }), suspected }
 }
 
 /**
@@ -242,19 +328,21 @@ export const succeeded = (
  */
 export const decided = (health: Health, attempt: Attempt): Health => {
   const place = placeOf(attempt.origin, attempt.model)
-  const rows = HashMap.size(health.rows) === 0 ? health.rows : HashMap.map(health.rows, (row, at) =>
-    attempt.lease > row.mark
-      ? at === place && attempt.nth > 0 ? { ...row, decided: row.decided + 1 } : row
-      : attempt.lease > row.first && row.older > 0
-      ? { ...row, older: row.older - 1 }
-      : row)
+  const rows = HashMap.size(health.rows) === 0 ?
+    health.rows :
+    HashMap.map(health.rows, (row, at) =>
+      attempt.lease > row.mark
+        ? at === place && attempt.nth > 0 ? { ...row, decided: row.decided + 1 } : row
+        : attempt.lease > row.first && row.older > 0
+        ? { ...row, older: row.older - 1 }
+        : row)
   let gates = health.gates
   for (const at of [wholeOf(attempt.origin), place]) {
     const gate = Option.getOrUndefined(HashMap.get(gates, at))
     if (gate?._tag !== "Outage" || !gate.probes.some(({ lease }) => lease === attempt.lease)) continue
     gates = HashMap.set(gates, at, { ...gate, probes: gate.probes.filter(({ lease }) => lease !== attempt.lease) })
   }
-  return simplest(health, rows, gates)
+  return simplest(health, { ...health, rows, gates })
 }
 
 /**
@@ -264,7 +352,7 @@ export const decided = (health: Health, attempt: Attempt): Health => {
  * @category transitions
  */
 export const acquit = (health: Health, origin: string, model: string | undefined): Health =>
-  simplest(health, HashMap.remove(health.rows, placeOf(origin, model)), health.gates)
+  simplest(health, { ...health, rows: HashMap.remove(health.rows, placeOf(origin, model)) })
 
 const withFault = (
   row: Row | undefined,
@@ -325,24 +413,32 @@ const open = ({ first, model, origin, since }: Row, now: number): Outage => ({
 export const isGating = ({ gates }: Health): boolean => HashMap.size(gates) > 0
 
 /**
- * Until when attempts at an origin and model are held back; `undefined`: they are not. An outage that has its fill of
- * probes holds them until `probeMillis` after the oldest of these.
+ * Until when attempts at an origin and model are held back, and whether by the provider's health or as one quota group;
+ * `undefined`: they are not. An outage that has its fill of probes holds them until `probeMillis` after the oldest.
  *
  * @since 0.1.0
  * @category getters
  */
-export const heldUntil = (
+export const heldBack = (
   health: Health,
   origin: string,
   model: string | undefined,
   probeMillis: number,
   now: number
-): number | undefined => {
-  let until = -Infinity
+): { readonly until: number; readonly by: "provider" | "group" } | undefined => {
+  let until = now
+  let by: "provider" | "group" = "provider"
   for (const gate of gatesOf(health, origin, model)) {
-    until = Math.max(until, gate._tag === "Release" ? gate.nextAt : probesAt(gate, probeMillis, now))
+    const at = gate._tag === "Outage"
+      ? probesAt(gate, probeMillis, now)
+      : gate._tag === "Release"
+      ? gate.nextAt
+      : Math.min(gate.nextAt, gate.until)
+    if (at <= until) continue
+    until = at
+    by = gate._tag === "Suspicion" ? "group" : "provider"
   }
-  return until > now ? until : undefined
+  return until > now ? { until, by } : undefined
 }
 
 /**
@@ -382,12 +478,20 @@ export const began = (
   const row = Option.getOrUndefined(HashMap.get(rows, place))
   if (row !== undefined) rows = HashMap.set(rows, place, { ...row, begun: row.begun + 1 })
   const whole = Option.getOrUndefined(HashMap.get(gates, wholeOf(origin)))
-  for (const at of whole?._tag === "Outage" ? [wholeOf(origin)] : [wholeOf(origin), place]) {
+  for (
+    const at of whole?._tag === "Outage"
+      ? [wholeOf(origin), limitOf(place)]
+      : [wholeOf(origin), place, limitOf(place)]
+  ) {
     const gate = Option.getOrUndefined(HashMap.get(gates, at))
     if (gate === undefined) continue
     if (gate._tag === "Release") {
       const nextAt = Math.max(gate.nextAt, now) + interval(gate, now)
       gates = isOver(gate, now) ? HashMap.remove(gates, at) : HashMap.set(gates, at, { ...gate, nextAt })
+    } else if (gate._tag === "Suspicion") {
+      gates = now >= gate.until
+        ? HashMap.remove(gates, at)
+        : HashMap.set(gates, at, { ...gate, nextAt: now + canaryMillis })
     } else {
       const probes = gate.probes.filter(({ since }) => now < since + probeMillis)
       gates = HashMap.set(gates, at, {
@@ -398,18 +502,24 @@ export const began = (
       })
     }
   }
-  return { health: simplest(health, rows, gates), nth: row === undefined ? 0 : row.begun + 1 }
+  return { health: simplest(health, { ...health, rows, gates }), nth: row === undefined ? 0 : row.begun + 1 }
 }
 
 const gatesOf = (health: Health, origin: string, model: string | undefined): ReadonlyArray<Gate> => {
   if (HashMap.size(health.gates) === 0) return none
+  const place = placeOf(origin, model)
   const whole = Option.getOrUndefined(HashMap.get(health.gates, wholeOf(origin)))
+  const found: Array<Gate> = []
+  if (whole !== undefined) found.push(whole)
   // The probes of the whole origin are those of its models.
-  if (whole?._tag === "Outage") return [whole]
-  const own = Option.getOrUndefined(HashMap.get(health.gates, placeOf(origin, model)))
-  return whole === undefined ? own === undefined ? none : [own] : own === undefined ? [whole] : [whole, own]
+  for (const at of whole?._tag === "Outage" ? [limitOf(place)] : [place, limitOf(place)]) {
+    const gate = HashMap.get(health.gates, at)
+    if (gate._tag === "Some") found.push(gate.value)
+  }
+  return found
 }
 const none: ReadonlyArray<Gate> = []
+const noRefusals: ReadonlyArray<Refusal> = []
 
 const probesAt = ({ nextAt, probes }: Outage, probeMillis: number, now: number): number => {
   const running = probes.filter(({ since }) => now < since + probeMillis)
@@ -426,12 +536,17 @@ const interval = ({ offered, since }: Release, now: number): number =>
 /** Nobody has wanted to go for a while: whoever comes now need not be held up. */
 const isOver = (gate: Release, now: number): boolean => now >= gate.nextAt + Math.max(250, 2 * interval(gate, now))
 
-const simplest = (before: Health, rows: Health["rows"], gates: Health["gates"], past = before.past): Health =>
-  rows === before.rows && gates === before.gates && past === before.past
-    ? before
-    : { idle: HashMap.size(gates) === 0 && HashMap.size(rows) === 0, rows, gates, past }
+const simplest = (before: Health, { gates, past, refusals, rows }: Omit<Health, "idle">): Health =>
+  rows === before.rows && refusals === before.refusals && gates === before.gates && past === before.past ? before : {
+    idle: HashMap.size(gates) === 0 && HashMap.size(rows) === 0 && HashMap.size(refusals) === 0,
+    rows,
+    refusals,
+    gates,
+    past
+  }
 
 const wholeOf = (origin: string): string => origin
+const limitOf = (place: string): string => `${place}\nlimit`
 const placeOf = (origin: string, model: string | undefined): string => `${origin}\n${model ?? ""}`
 
 /** At most this share of many outcomes in this time succeeds in an outage. */
@@ -440,6 +555,10 @@ const manyCalls = 10
 const windowMillis = 10_000
 /** Where there are not many outcomes, so many faults in a row are an outage. */
 const fewFaults = 5
+/** So many groups refused alike within this time are suspected to be one. */
+const suspectGroups = 3
+const suspectMillis = 1_000
+const canaryMillis = 1_000
 const shortestSpacing = 500
 const longestSpacing = 5_000
 const mostProbes = 4

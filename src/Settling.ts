@@ -7,6 +7,7 @@ import * as HashMap from "effect/HashMap"
 import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
+import * as CooldownEvents from "./CooldownEvents.js"
 import * as Cooldowns from "./Cooldowns.js"
 import * as Corroboration from "./Corroboration.js"
 import * as Fault from "./Fault.js"
@@ -157,9 +158,16 @@ const faulted = (
 ): PoolState.Changed => {
   const target = Cooldowns.targetOf(key, lease.model, fault)
   const current = target === undefined ? undefined : Benches.at(state, key, target)
-  const imposed = target === undefined
-    ? undefined
-    : Cooldowns.impose(config.cooldowns, current, fault, { stamp: state.leases, lease: lease.id, random, now })
+  const shared = target !== undefined && fault.kind === "Unauthorized"
+    ? Corroboration.turned(config, state, key, target, fault, current, now)
+    : undefined
+  const imposed = target === undefined ? undefined : Cooldowns.impose(config.cooldowns, current, fault, {
+    stamp: state.leases,
+    lease: lease.id,
+    mostMillis: shared?.mostMillis,
+    random,
+    now
+  })
   // Calls that were in flight when the cooldown began bring old news.
   const fresh = current === undefined || lease.id > current.stamp
   const counts = countsOnBreaker(fault) || (fault.kind === "RateLimited" &&
@@ -182,7 +190,7 @@ const faulted = (
   const groupAfter = target?.scope === "group" && target.model === undefined && imposed !== undefined
     ? imposed
     : KeyState.freeTrial(group, lease.id)
-  let next = Benches.withGroup(state, key, groupAfter)
+  let next = Benches.withGroup(shared?.state ?? state, key, groupAfter)
   next = Benches.mapModel(next, key, lease.model, (bench) => KeyState.freeTrial(bench, lease.id))
   if (target?.model !== undefined && imposed !== undefined) {
     next = Benches.imposeOnModel(next, key, target.scope, target.model, imposed, now)
@@ -192,21 +200,17 @@ const faulted = (
   // The floor goes by what is known: a guess of this moment is not broken in the next.
   const opened = before.breaker._tag !== "Open" && after.breaker._tag === "Open"
   if (opened || imposed?.provenance === "guessed") next = { ...next, rest: { ...next.rest, floorAt: now } }
-  const events: Array<Telemetry.Unnumbered> = [...CircuitEvents.between(config.pool, before, after, now)]
+  const events: Array<Telemetry.Unnumbered> = [
+    ...CircuitEvents.between(config.pool, before, after, now),
+    ...shared?.events ?? []
+  ]
   if (target !== undefined && imposed !== undefined) {
-    events.push({
-      _tag: "key.cooldown",
-      pool: config.pool,
-      at: now,
-      keyId: key.id,
-      label: key.label,
-      scope: target.scope,
-      kind: fault.kind,
-      provenance: imposed.provenance,
-      until: imposed.until,
-      ...(target.model === undefined ? {} : { model: target.model }),
-      ...(target.scope === "group" && key.key.quotaGroup !== undefined ? { group: key.key.quotaGroup } : {})
-    })
+    events.push(CooldownEvents.of(config.pool, key, target, imposed, now))
+    if (fault.kind === "RateLimited") {
+      const limited = Corroboration.limited(config, next, key, lease, fault, imposed, now)
+      next = limited.state
+      events.push(...limited.events)
+    }
   }
   return PoolKeys.leaving(config, next, after, now, events)
 }

@@ -104,8 +104,9 @@ export const dispatch = (config: PoolState.Config, state: PoolState.PoolState, n
     if (leased.lease === undefined) {
       next = leased.state
       // What holds back one model at one origin of several says nothing of the other lanes.
-      if (head === usual && PoolState.heldUntil(config, next, head.request.model, now) === undefined) usualBlocked = true
-      else blocked.add(laneOf(head.request))
+      if (head === usual && PoolState.heldUntil(config, next, head.request.model, now) === undefined) {
+        usualBlocked = true
+      } else blocked.add(laneOf(head.request))
       continue
     }
     next = look(config, withoutWaiter(leased.state, head), now)
@@ -205,7 +206,10 @@ export const nextWake = (config: PoolState.Config, state: PoolState.PoolState, n
     if (view !== undefined && HashMap.has(view.lanes, lane)) continue
     const head = headOf(looked, lane)
     if (head === undefined) continue
-    at = Math.min(at, PoolState.withHealth(config, looked, head.request, PoolState.withFloor(config, looked, opens, now), now).at)
+    at = Math.min(
+      at,
+      PoolState.withHealth(config, looked, head.request, PoolState.withFloor(config, looked, opens, now), now).at
+    )
     // Where the provider is well, one of these lanes is as the other.
     if (!ProviderHealth.isGating(looked.rest.health)) break
   }

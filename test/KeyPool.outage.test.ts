@@ -41,8 +41,10 @@ const load = (
   })
 
 const busiest = (sent: ReadonlyArray<Sent>, from: number, length: number): number =>
-  sent.filter(({ at }) => at >= from).reduce((most, { at: slice }) =>
-    Math.max(most, sent.filter(({ at }) => at >= slice && at < slice + length).length), 0)
+  sent.filter(({ at }) => at >= from).reduce(
+    (most, { at: slice }) => Math.max(most, sent.filter(({ at }) => at >= slice && at < slice + length).length),
+    0
+  )
 
 const takes = (sent: Sent): number => 500 + sent.call * 137 % 700
 
@@ -51,13 +53,30 @@ const outage = (kind: Fault.Kind) => (sent: Sent): Reply =>
 
 describe("provider outage", () => {
   for (const kind of ["Overloaded", "Network"] as const) {
-    test(`F2: every call survives 15 s of ${kind}, few are sent meanwhile, and they are let go at a measured pace`, () =>
-      Effect.gen(function*() {
-        const { answers, events, sent } = yield* load(60 * second, outage(kind))
-        console.log(kind, answers.length, answers.filter(({ exit }) => exit._tag === "Failure").length, sent.length,
-          sent.filter(({ at }) => at >= 20_000 && at < 35_000).length, sent.filter(({ at }) => at >= 20_000 && at < 35_000).map(x => x.at).join(" "),
-          "first", sent.find(({ at }) => at >= 35_000)?.at, busiest(sent, 35_000, 200), Math.max(...answers.map(a => a.millis)))
-        console.log(events.filter((e) => e._tag.startsWith("provider") || e._tag.startsWith("circuit")).map((e) => `${e._tag}@${e.at}`).join(" "))
-      }), { timeout: 60_000 })
+    test(
+      `F2: every call survives 15 s of ${kind}, few are sent meanwhile, and they are let go at a measured pace`,
+      () =>
+        Effect.gen(function*() {
+          const { answers, events, sent } = yield* load(60 * second, outage(kind))
+          console.log(
+            kind,
+            answers.length,
+            answers.filter(({ exit }) => exit._tag === "Failure").length,
+            sent.length,
+            sent.filter(({ at }) => at >= 20_000 && at < 35_000).length,
+            sent.filter(({ at }) => at >= 20_000 && at < 35_000).map((x) => x.at).join(" "),
+            "first",
+            sent.find(({ at }) => at >= 35_000)?.at,
+            busiest(sent, 35_000, 200),
+            Math.max(...answers.map((a) => a.millis))
+          )
+          console.log(
+            events.filter((e) => e._tag.startsWith("provider") || e._tag.startsWith("circuit")).map((e) =>
+              `${e._tag}@${e.at}`
+            ).join(" ")
+          )
+        }),
+      { timeout: 60_000 }
+    )
   }
 })
