@@ -291,9 +291,11 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   for (;;) {
     const now = MonotonicTime.nowOf(clock)
     const [decision, spent] = RetryDecision.decide(settings, progress, tried.fault, call.replayable)
+    const before = progress
     progress = spent
     if (decision._tag === "Stop") return yield* tried.exit
-    if (Fault.isProviderFault(tried.fault)) {
+    // An overload is never of one request's making.
+    if (Fault.isProviderFault(tried.fault) && tried.fault.kind !== "Overloaded") {
       const same = `${tried.fault.kind} ${tried.fault.status} ${tried.fault.code}`
       const { slot } = tried.record
       alike = same === failure ? [...alike.filter((other) => other !== slot), slot] : [slot]
@@ -310,16 +312,19 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     let spentBudget: boolean = now >= call.budgetEnd
     avoid = avoid.includes(tried.record.slot) ? avoid : [...avoid, tried.record.slot]
     const isRetry = decision._tag === "BackOff" || (decision._tag === "Rotate" && decision.retry)
-    // In an outage of the provider the call waits at its gate, which costs nothing; what it had paid it gets back.
-    const parks = Fault.isProviderFault(tried.fault) &&
-      PoolState.outageOf(yield* Ref.get(state), call.model) !== undefined
-    if (parks) {
+    // While the pool tries whether the trouble is over, the call waits its turn, which costs nothing; in an outage it gets
+    // back what it had paid.
+    const trial = PoolState.trialOf(yield* Ref.get(state), call.model)
+    const parks = trial !== undefined &&
+      (trial._tag === "Outage" ? Fault.isProviderFault(tried.fault) : tried.fault.kind === "RateLimited")
+    if (parks) avoid = []
+    if (parks && trial._tag === "Suspicion") progress = before
+    if (parks && trial._tag === "Outage") {
       const returned = used
       used = 0
       stepper = RetryPolicy.start(settings.retry)
-      avoid = []
       progress = RetryDecision.initial
-      yield* Ref.update(state, (before) => Leasing.returnTokens(config, before, returned))
+      yield* Ref.update(state, (current) => Leasing.returnTokens(config, current, returned))
     }
     if (isRetry && parks && !spentBudget) {
       const retrying = { startedAt: call.startedAt, waitMillis: undefined, fault: tried.fault }

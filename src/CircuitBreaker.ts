@@ -530,7 +530,7 @@ export const refund = (state: State, faults: number, since: number): State => {
         ? closed(state.generation + 1, 0, state.trips - 1)
         : state
     case "HalfOpen":
-      return state
+      return faults > 0 ? closed(state.generation + 1, 0, Math.max(0, state.trips - 1)) : state
   }
 }
 

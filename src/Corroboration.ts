@@ -96,7 +96,7 @@ const faulted = (
     inFlight: state.leases - state.ended,
     recent: state.leases - state.pace.before.leases,
     answeredSince: (instant) =>
-      PoolState.keys(state).some((key) => PoolState.originOf(key.key) === attempt.origin && key.answeredAt >= instant)
+      PoolState.keys(state).some((key) => PoolState.originOf(key.key) === attempt.origin && key.answeredFrom >= instant)
   }, now)
   const next = withHealth(state, health)
   if (row === undefined) return { state: next, events: PoolState.noEvents, blames }
@@ -146,9 +146,14 @@ export const acquit = (
   now: number
 ): PoolState.Changed | undefined => {
   if (!config.corroborates || slots.length < manyKeys) return undefined
+  if (PoolState.trialOf(state, model)?._tag === "Outage") return undefined
   const keys = slots.flatMap((slot) => SlotMap.get(state.slots, slot) ?? [])
   if (keys.length < slots.length || keys.some(({ answeredAt }) => answeredAt < now - answeringMillis)) return undefined
-  // Where other requests fail too, this one is none of its own.
+  // Where other requests fail too, it is not this one: neither since the last success, nor of late.
+  const { health } = state.rest
+  if (keys.some(({ key }) => ProviderHealth.faultsInRow(health, PoolState.originOf(key), model) > slots.length)) {
+    return undefined
+  }
   let calls = 0
   let others = 0
   for (const { breaker } of keys) {

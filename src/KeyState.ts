@@ -22,8 +22,9 @@ export interface KeyState extends Strategy.Candidate {
   readonly successes: number
   readonly faults: number
   readonly ignored: number
-  /** When it answered last. */
+  /** When it answered last, and when that attempt began. */
   readonly answeredAt: number
+  readonly answeredFrom: number
   readonly breaker: CircuitBreaker.State
   readonly bench: Bench | undefined
   readonly ramp: Ramp | undefined
@@ -57,6 +58,7 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   faults: 0,
   ignored: 0,
   answeredAt: -Infinity,
+  answeredFrom: -Infinity,
   breaker: CircuitBreaker.initial,
   bench: undefined,
   ramp: undefined,

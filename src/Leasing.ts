@@ -93,9 +93,9 @@ const pick = (
 
 const none = () => false
 
-/** Whether a lease is a probe of the provider: those go round all keys, whatever the strategy. */
+/** Whether a lease tries for all whether the trouble is over: those go round all keys, whatever the strategy. */
 const probes = ({ rest: { health } }: PoolState.PoolState, { key }: KeyState.KeyState, model: string | undefined) =>
-  ProviderHealth.isGating(health) && ProviderHealth.outageOf(health, PoolState.originOf(key), model) !== undefined
+  ProviderHealth.isGating(health) && ProviderHealth.trialOf(health, PoolState.originOf(key), model) !== undefined
 
 /** Leases a key that may serve: takes the probe of its breaker, and the trial of any bench that has ended. */
 const grant = (

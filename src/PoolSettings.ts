@@ -175,7 +175,7 @@ export const resolve = (input: Settings): Either.Either<Resolved, ConfigurationE
       cooldowns: yield* cooldownsOf(input.cooldowns ?? {}),
       tokens: yield* tokensOf(input.retryTokens),
       floorMillis: input.floor === false ? undefined : yield* pause(input.floor ?? 1_000, "floor"),
-      corroborates: (yield* attributionOf(input.attribution ?? "corroborated")) === "corroborated",
+      corroborates: (yield* attributionOf(input.attribution)) === "corroborated",
       maxWaiters: yield* Checks.integer(input.maxWaiters ?? 1_000, "maxWaiters"),
       trialMillis: yield* pause(input.trialTimeout ?? 30_000, "trialTimeout"),
       rampStepMillis: Math.max(1, yield* pause(ramp.step ?? 500, "ramp.step")),
@@ -221,9 +221,9 @@ const longestTimer = 2 ** 31 - 1
 const pause = (value: unknown, path: string): Checks.Checked<number> =>
   Either.flatMap(Checks.millis(value, path), (millis) => Checks.positive(millis, path))
 
-const attributionOf = (input: string): Checks.Checked<string> =>
-  input === "corroborated" || input === "per-key"
-    ? Either.right(input)
+const attributionOf = (input: Settings["attribution"]): Checks.Checked<string> =>
+  input === undefined || input === "corroborated" || input === "per-key"
+    ? Either.right(input ?? "corroborated")
     : Checks.refuse("attribution", "must be \"corroborated\" or \"per-key\"")
 
 const backoff = RetryPolicy.backoff.pipe(RetryPolicy.respectRetryAfter())

@@ -530,19 +530,19 @@ export const heldUntil = (
 }
 
 /**
- * The outage that every attempt for a model would meet.
+ * The outage, or the suspicion, that every attempt for a model would meet.
  *
  * @since 0.1.0
  * @category getters
  */
-export const outageOf = (
+export const trialOf = (
   { rest: { health, origins } }: PoolState,
   model: string | undefined
-): ProviderHealth.Outage | undefined => {
+): ReturnType<typeof ProviderHealth.trialOf> => {
   if (!ProviderHealth.isGating(health)) return undefined
-  let found: ProviderHealth.Outage | undefined
+  let found: ReturnType<typeof ProviderHealth.trialOf>
   for (const origin of HashMap.keys(origins)) {
-    found = ProviderHealth.outageOf(health, origin, model)
+    found = ProviderHealth.trialOf(health, origin, model)
     if (found === undefined) return undefined
   }
   return found

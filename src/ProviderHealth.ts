@@ -92,6 +92,8 @@ export interface Outage {
  */
 export interface Release {
   readonly _tag: "Release"
+  readonly origin: string
+  readonly model: string | undefined
   readonly since: number
   readonly nextAt: number
   /** The calls per millisecond that came of late. */
@@ -125,11 +127,15 @@ export interface Refusal {
  */
 export interface Suspicion {
   readonly _tag: "Suspicion"
+  readonly origin: string
+  readonly model: string | undefined
   /** The lease of the first refusal: the success of a later one clears it. */
   readonly first: number
   readonly keyIds: ReadonlyArray<string>
   readonly until: number
   readonly nextAt: number
+  /** The call that tried last. */
+  readonly prober: number
 }
 
 /**
@@ -184,7 +190,7 @@ export interface Circumstances {
   readonly leases: number
   readonly inFlight: number
   readonly recent: number
-  /** Whether any key of the attempt's origin has answered since an instant. */
+  /** Whether any key of the attempt's origin has answered an attempt that began at an instant or later. */
   readonly answeredSince: (instant: number) => boolean
 }
 
@@ -277,7 +283,14 @@ export const succeeded = (
     closed.push(gate)
     past = HashMap.set(past, at, leases)
     gates = waiting && closed.length === 1
-      ? HashMap.set(gates, at, { _tag: "Release", since: now, nextAt: now, offered })
+      ? HashMap.set(gates, at, {
+        _tag: "Release",
+        origin: gate.origin,
+        model: gate.model,
+        since: now,
+        nextAt: now,
+        offered
+      })
       : HashMap.remove(gates, at)
   }
   return { health: simplest(health, { rows, refusals, gates, past }), closed }
@@ -310,10 +323,13 @@ export const limited = (
   const told = alike.filter(({ told }) => told)
   const suspected: Suspicion = {
     _tag: "Suspicion",
+    origin,
+    model,
     first: Math.min(...alike.map(({ lease }) => lease)),
     keyIds: alike.map(({ keyId }) => keyId),
     until: Math.min(...(told.length > 0 ? told : alike).map(({ until }) => until)),
-    nextAt: refusal.at
+    nextAt: refusal.at,
+    prober: 0
   }
   const refusals = HashMap.remove(health.refusals, place)
   const gates = HashMap.set(health.gates, limitOf(place), suspected)
@@ -344,6 +360,15 @@ export const decided = (health: Health, attempt: Attempt): Health => {
   }
   return simplest(health, { ...health, rows, gates })
 }
+
+/**
+ * How many faults came with no success between.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const faultsInRow = (health: Health, origin: string, model: string | undefined): number =>
+  Option.match(HashMap.get(health.rows, placeOf(origin, model)), { onNone: () => 0, onSome: ({ faults }) => faults })
 
 /**
  * Forgets the evidence of an origin and model: it was somebody else's fault.
@@ -453,13 +478,23 @@ export const outageOf = (health: Health, origin: string, model: string | undefin
 }
 
 /**
- * All outages.
+ * What lets single attempts at an origin and model try whether it is over: calls take turns at that.
  *
  * @since 0.1.0
  * @category getters
  */
-export const outages = (health: Health): ReadonlyArray<Outage> =>
-  [...HashMap.values(health.gates)].filter((gate): gate is Outage => gate._tag === "Outage")
+export const trialOf = (health: Health, origin: string, model: string | undefined): Outage | Suspicion | undefined => {
+  for (const gate of gatesOf(health, origin, model)) if (gate._tag !== "Release") return gate
+  return undefined
+}
+
+/**
+ * All gates.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const gates = (health: Health): ReadonlyArray<Gate> => [...HashMap.values(health.gates)]
 
 /**
  * Takes note that an attempt begins; `nth` is to be remembered with it. Gates through which it goes are set for the next.
@@ -491,7 +526,7 @@ export const began = (
     } else if (gate._tag === "Suspicion") {
       gates = now >= gate.until
         ? HashMap.remove(gates, at)
-        : HashMap.set(gates, at, { ...gate, nextAt: now + canaryMillis })
+        : HashMap.set(gates, at, { ...gate, nextAt: now + canaryMillis, prober: call })
     } else {
       const probes = gate.probes.filter(({ since }) => now < since + probeMillis)
       gates = HashMap.set(gates, at, {

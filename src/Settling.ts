@@ -94,7 +94,10 @@ const succeeded = (
   const successes = key.successes + 1
   const model = lease.model !== undefined && PoolState.hasModels(state)
   if (KeyState.isPlain(key) && group === undefined && breaker._tag === "Closed" && !model) {
-    return { state: Places.touch(state, { ...key, successes, answeredAt: now, breaker }), events: PoolState.noEvents }
+    return {
+      state: Places.touch(state, { ...key, successes, answeredAt: now, answeredFrom: lease.startedAt, breaker }),
+      events: PoolState.noEvents
+    }
   }
   const bench = KeyState.lift(key.bench, lease, now)
   const lifted = KeyState.lift(group, lease, now)
@@ -107,7 +110,15 @@ const succeeded = (
     : key.ramp === undefined || now >= key.ramp.since + config.rampMillis
     ? undefined
     : { ...key.ramp, successes: key.ramp.successes + 1 }
-  const after: KeyState.KeyState = { ...key, successes, answeredAt: now, breaker, bench, ramp }
+  const after: KeyState.KeyState = {
+    ...key,
+    successes,
+    answeredAt: now,
+    answeredFrom: lease.startedAt,
+    breaker,
+    bench,
+    ramp
+  }
   let next = Benches.withGroup(state, key, lifted)
   next = Benches.mapModel(next, key, lease.model, (bench) => KeyState.lift(bench, lease, now))
   next = Places.place(config, next, after, now)

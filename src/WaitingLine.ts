@@ -301,7 +301,7 @@ const sooner = (
 ): PoolState.Waiter => {
   if (a === undefined) return b
   const hadTurn = ({ request }: PoolState.Waiter) =>
-    request.call <= (PoolState.outageOf(state, request.model)?.prober ?? -1)
+    request.call <= (PoolState.trialOf(state, request.model)?.prober ?? -1)
   const [isLater, isLaterToo] = [hadTurn(a), hadTurn(b)]
   return isLater === isLaterToo ? a.request.call < b.request.call ? a : b : isLater ? b : a
 }
@@ -327,9 +327,9 @@ const headOf = (state: PoolState.PoolState, lane: string): PoolState.Waiter | un
   const queue = HashMap.get(state.rest.lanes, lane)
   if (queue._tag === "None") return undefined
   const oldest = Option.getOrUndefined(RedBlackTree.first(queue.value))?.[1]
-  const outage = oldest === undefined ? undefined : PoolState.outageOf(state, oldest.request.model)
-  if (outage === undefined) return oldest
-  for (const [, next] of RedBlackTree.greaterThan(queue.value, outage.prober)) return next
+  const trial = oldest === undefined ? undefined : PoolState.trialOf(state, oldest.request.model)
+  if (trial === undefined) return oldest
+  for (const [, next] of RedBlackTree.greaterThan(queue.value, trial.prober)) return next
   return oldest
 }
 
