@@ -264,10 +264,20 @@ describe("where little goes on", () => {
       assert.lengthOf(named(yield* events, "provider.closed"), 1)
     }))
 
+  test("F2: a success of an attempt from before the first fault speaks for nobody", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("ab"), ...plain })
+      const old = yield* pool.lease
+      for (let i = 0; i < 4; i++) yield* fault(pool, "ServerError")
+      yield* old.commit(Outcome.success)
+      yield* fault(pool, "ServerError")
+      assert.lengthOf((yield* pool.snapshot).outages, 1)
+    }))
+
   test("F2: what attempts of the outage say after its end is held against nobody", () =>
     Effect.gen(function*() {
       const pool = yield* KeyPool.make({ keys: keys("ab"), ...plain, breaker: { threshold: 2, rate: false } })
-      const late = yield* Effect.all(Array.from({ length: 6 }, () => pool.lease))
+      const late = yield* Effect.all(Array.from({ length: 9 }, () => pool.lease))
       yield* Effect.forEach(late.slice(0, 2), (lease) => lease.commit(Outcome.fault(Fault.make("Timeout"))))
       for (const lease of late.slice(2, 5)) yield* lease.commit(Outcome.fault(Fault.make("Timeout")))
       assert.lengthOf((yield* pool.snapshot).outages, 1)
@@ -300,8 +310,8 @@ describe("where little goes on", () => {
   test("F2: waiting at the gate costs no retry and no token", () =>
     Effect.gen(function*() {
       const events = yield* watch
-      const healed = 40 * second
-      const provider = yield* upstream((sent) => sent.at < healed ? bad("Overloaded") : ok())
+      const isDown = (at: number) => at < 40 * second || (at >= 60 * second && at < 80 * second)
+      const provider = yield* upstream((sent) => isDown(sent.at) ? bad("Overloaded") : ok())
       const pool = yield* KeyPool.make({
         keys: keys("abc"),
         ...plain,
@@ -311,6 +321,11 @@ describe("where little goes on", () => {
       yield* TestClock.adjust(50 * second)
       assert.include(["a", "b", "c"], yield* Fiber.join(call))
       assert.isAbove((yield* provider.sent).length, 20)
+      // The tokens spent before it was known are there again.
+      yield* TestClock.adjust(10 * second)
+      const again = yield* Effect.fork(pool.run(provider.send))
+      yield* TestClock.adjust(30 * second)
+      assert.include(["a", "b", "c"], yield* Fiber.join(again))
       assert.lengthOf(named(yield* events, "budget.denied"), 0)
     }))
 
