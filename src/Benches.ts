@@ -7,6 +7,7 @@ import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
 import type * as Cooldowns from "./Cooldowns.js"
 import * as KeyState from "./KeyState.js"
+import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
 
 /**
@@ -128,6 +129,24 @@ export const imposeOnModel = (
       : { ...found, groups: HashMap.set(found.groups, key.key.quotaGroup ?? "", bench) }
   )
 }
+
+/**
+ * Replaces what is held against a key or its group, for all models.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const withBench = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  scope: "key" | "group",
+  bench: KeyState.Bench,
+  now: number
+): PoolState.PoolState =>
+  scope === "key"
+    ? Places.place(config, state, { ...key, bench }, now)
+    : Places.placeGroup(config, withGroup(state, key, bench), key.key.quotaGroup, now)
 
 /**
  * Forgets what is held against a key for single models.

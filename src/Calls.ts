@@ -18,7 +18,8 @@ import type * as Scope from "effect/Scope"
 import * as Acquisition from "./Acquisition.js"
 import * as ApiKey from "./ApiKey.js"
 import { CallOptions } from "./CallOptions.js"
-import type * as Fault from "./Fault.js"
+import * as Corroboration from "./Corroboration.js"
+import * as Fault from "./Fault.js"
 import * as HeldLease from "./HeldLease.js"
 import * as Homes from "./Homes.js"
 import { appendTrail, BudgetExceeded, type PoolError, type Trail } from "./KeymeshError.js"
@@ -303,6 +304,11 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   /** The groups that do not have what the call names. */
   const without = new Set<string>()
   const mayHave = (key: ApiKey.ApiKey): boolean => !without.has(ApiKey.groupOf(key))
+  /** Keys that failed the call alike, one after the other. */
+  let alike: ReadonlyArray<number> = []
+  let failure = ""
+  /** Retry tokens that the call has used. */
+  let used = 0
 
   const denied = (reason: "time" | "tokens") =>
     telemetry.publish([{
@@ -329,6 +335,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   for (;;) {
     const now = MonotonicTime.nowOf(clock)
     const [decision, spent] = RetryDecision.decide(settings, progress, tried.fault, call.replayable, searching)
+    const before = progress
     progress = spent
     if (decision._tag === "Stop") {
       // It was known to be there, and is not: next time it is looked for.
@@ -340,12 +347,44 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       }
       return yield* tried.exit
     }
+    // An overload is never of one request's making.
+    if (Fault.isProviderFault(tried.fault) && tried.fault.kind !== "Overloaded") {
+      const same = `${tried.fault.kind} ${tried.fault.status} ${tried.fault.code}`
+      const { slot } = tried.record
+      alike = same === failure ? [...alike.filter((other) => other !== slot), slot] : [slot]
+      failure = same
+      const isItsOwn = alike.length > 2 &&
+        (yield* PoolCore.step(
+          core,
+          (before, at) => Corroboration.acquit(config, before, alike, call.model, call.startedAt, at)
+        ))
+      if (isItsOwn) return yield* tried.exit
+    }
     // An attempt that ran for long may have used up the budget by itself: its fault still earns one more, at once.
     const long = !graced && now - tried.record.startedAt > graceMillis
     let spentBudget: boolean = now >= call.budgetEnd
     avoid = avoid.includes(tried.record.slot) ? avoid : [...avoid, tried.record.slot]
     const isRetry = decision._tag === "BackOff" || (decision._tag === "Rotate" && decision.retry)
-    if (isRetry && !spentBudget) {
+    // While the pool tries whether the trouble is over, the call waits its turn, which costs nothing; in an outage it gets
+    // back what it had paid.
+    const trial = PoolState.trialOf(yield* Ref.get(state), call.model)
+    const parks = trial !== undefined &&
+      (trial._tag === "Outage" ? Fault.isProviderFault(tried.fault) : tried.fault.kind === "RateLimited")
+    if (parks) avoid = []
+    if (parks && trial._tag === "Suspicion") progress = before
+    if (parks && trial._tag === "Outage") {
+      const returned = used
+      used = 0
+      stepper = RetryPolicy.start(settings.retry)
+      progress = RetryDecision.initial
+      yield* Ref.update(state, (current) => Leasing.returnTokens(config, current, returned))
+    }
+    if (isRetry && parks && !spentBudget) {
+      const retrying = { startedAt: call.startedAt, waitMillis: undefined, fault: tried.fault }
+      const next = yield* RetryPolicy.step(stepper, MonotonicTime.nowOf(clock), retrying)
+      // Who may not be sent again at all need not wait.
+      if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget("policy") : tried.exit
+    } else if (isRetry && !spentBudget) {
       const began = MonotonicTime.nowOf(clock)
       const wait = yield* Ref.modify(state, (before) => {
         const spent = Leasing.spendToken(config, before, began, call.budgetEnd)
@@ -355,9 +394,10 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       if (wait > MonotonicTime.longestSleep) return yield* tried.exit
       if (wait > 0) {
         yield* work.restore(Effect.sleep(wait)).pipe(
-          Effect.onInterrupt(() => Ref.update(state, (before) => Leasing.returnToken(config, before)))
+          Effect.onInterrupt(() => Ref.update(state, (before) => Leasing.returnTokens(config, before, 1)))
         )
       }
+      used++
       const at = MonotonicTime.nowOf(clock)
       const retrying: RetryPolicy.Retrying = {
         startedAt: call.startedAt,
@@ -402,6 +442,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       isElsewhere || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
     )
     if ("_tag" in acquired) {
+      if (parks && !acquired.closed && MonotonicTime.nowOf(clock) >= call.budgetEnd) return yield* outOfBudget("call")
       return yield* isElsewhere ? tried.exit : Acquisition.refusal(core, call, acquired, only)
     }
     if (acquired.slot !== tried.record.slot && telemetry.listened()) {

@@ -505,6 +505,36 @@ export const isolate = (state: State, now: number): State =>
 export const reset = (state: State): State => closed(state.generation + 1, 0, 0)
 
 /**
+ * Takes back `faults` failures that turned out to be somebody else's: as far as they still count, and the opening that
+ * they led to, if the circuit opened at `since` or later. Isolated circuits stay so.
+ *
+ * @since 0.1.0
+ * @category transitions
+ */
+export const refund = (state: State, faults: number, since: number): State => {
+  switch (state._tag) {
+    case "Closed": {
+      const recent = Math.min(faults, state.faults)
+      const older = Math.min(faults - recent, state.previousFaults)
+      return {
+        ...state,
+        failures: Math.max(0, state.failures - faults),
+        calls: state.calls - recent,
+        faults: state.faults - recent,
+        previousCalls: state.previousCalls - older,
+        previousFaults: state.previousFaults - older
+      }
+    }
+    case "Open":
+      return state.openedAt >= since && state.until !== Infinity
+        ? closed(state.generation + 1, 0, state.trips - 1)
+        : state
+    case "HalfOpen":
+      return faults > 0 ? closed(state.generation + 1, 0, Math.max(0, state.trips - 1)) : state
+  }
+}
+
+/**
  * How long an opening lasts, in milliseconds, when it is the `trips`-th in a row.
  *
  * @since 0.1.0

@@ -86,7 +86,9 @@ export const impose = (
   cooldowns: Cooldowns,
   current: KeyState.Bench | undefined,
   fault: Fault.Fault,
-  { lease, now, random, stamp }: {
+  { lease, mostMillis, now, random, stamp }: {
+    /** The longest guess, where a shared cause is suspected. */
+    readonly mostMillis?: number | undefined
     readonly now: number
     readonly random: number
     readonly stamp: number
@@ -122,7 +124,8 @@ export const impose = (
     case "Unauthorized": {
       const ladder = cooldowns.unauthorizedMillis
       const wait = fault.explicit ? cooldowns.revokedMillis : ladder[Math.min(step, ladder.length) - 1] ?? 0
-      return bench(Math.max(wait, told ?? 0) + guessedJitter, "guessed")
+      const guessed = Math.min(Math.max(wait, told ?? 0) + guessedJitter, mostMillis ?? Infinity)
+      return bench(Math.max(guessed, told ?? 0), "guessed")
     }
     case "Forbidden":
       return bench(Math.max(grown(cooldowns.forbidden, step), told ?? 0) + guessedJitter, "guessed")

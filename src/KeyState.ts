@@ -22,6 +22,9 @@ export interface KeyState extends Strategy.Candidate {
   readonly successes: number
   readonly faults: number
   readonly ignored: number
+  /** When it answered last, and when that attempt began. */
+  readonly answeredAt: number
+  readonly answeredFrom: number
   readonly breaker: CircuitBreaker.State
   readonly bench: Bench | undefined
   readonly ramp: Ramp | undefined
@@ -54,6 +57,8 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   successes: 0,
   faults: 0,
   ignored: 0,
+  answeredAt: -Infinity,
+  answeredFrom: -Infinity,
   breaker: CircuitBreaker.initial,
   bench: undefined,
   ramp: undefined,
@@ -102,7 +107,17 @@ export interface Ramp {
  * @since 0.1.0
  * @category models
  */
-export type GateName = "retired" | "disabled" | "concurrency" | "breaker" | "cooldown" | "probing" | "ramp" | "model"
+export type GateName =
+  | "retired"
+  | "disabled"
+  | "concurrency"
+  | "breaker"
+  | "cooldown"
+  | "probing"
+  | "ramp"
+  | "model"
+  | "provider"
+  | "group"
 
 /**
  * A gate that is closed.
@@ -140,7 +155,13 @@ export const both = (a: Closed | undefined, b: Closed | undefined): Closed | und
   }
 }
 
-const closed = (
+/**
+ * A gate that is closed until an instant.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const closed = (
   gate: GateName,
   until: number,
   marks: { readonly earliest?: number; readonly breakableAt?: number; readonly fault?: Fault.Kind } = {}

@@ -11,6 +11,7 @@ import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
+import * as ProviderHealth from "./ProviderHealth.js"
 import * as RetryPolicy from "./RetryPolicy.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Strategy from "./Strategy.js"
@@ -44,10 +45,14 @@ export const lease = (
 ): Leased => {
   const state = now >= before.nextOpening ? Places.reopen(config, before, now) : before
   const { affinity, model } = request
-  const barred = model !== undefined && PoolState.narrowed(state)
+  const held = PoolState.heldUntil(config, state, model, now)
+  if (typeof held === "number") return { state, lease: undefined, events: PoolState.noEvents }
+  const narrowed = model !== undefined && PoolState.narrowed(state)
+  const barred = narrowed || held !== undefined
     ? (slot: number) => {
       const key = SlotMap.get(state.slots, slot)
-      return key === undefined || PoolState.modelGate(config, state, key, model, now) !== undefined
+      return key === undefined || PoolState.providerGate(config, state, key.key, model, now) !== undefined ||
+        (narrowed && PoolState.modelGate(config, state, key, model, now) !== undefined)
     }
     : undefined
   const seat = affinity === undefined ? undefined : Homes.seat(
@@ -60,10 +65,13 @@ export const lease = (
   )
   const picked = seat?.key ?? pick(config, state, request, barred, now)
   if (picked !== undefined) {
-    const key = SlotMap.get(state.slots, picked.slot)
-    if (key !== undefined) {
+    const first = SlotMap.get(state.slots, picked.slot)
+    if (first !== undefined) {
       const index = "index" in picked ? picked.index : state.index
-      const granted = grant(config, { ...state, index }, key, request, now, seat?.bond)
+      const probed = probes(state, first, model)
+        ? longestUnused(state, request, (key) => PoolState.fullGate(config, state, key, model, now) === undefined)
+        : undefined
+      const granted = grant(config, { ...state, index }, probed ?? first, request, now, seat?.bond)
       return state === before ? granted : { ...granted, reopened: true }
     }
   }
@@ -96,6 +104,10 @@ const pick = (
 
 const none = () => false
 
+/** Whether a lease tries for all whether the trouble is over: those go round all keys, whatever the strategy. */
+const probes = ({ rest: { health } }: PoolState.PoolState, { key }: KeyState.KeyState, model: string | undefined) =>
+  ProviderHealth.isGating(health) && ProviderHealth.trialOf(health, PoolState.originOf(key), model) !== undefined
+
 /** Leases a key that may serve: takes the probe of its breaker, and the trial of any bench that has ended. */
 const grant = (
   config: PoolState.Config,
@@ -110,6 +122,12 @@ const grant = (
   const call = request.call === 0 ? state.calls + 1 : request.call
   const calls = request.call === 0 ? call : state.calls
   const probes = !floor && key.breaker._tag !== "Closed"
+  const health = state.rest.health.idle ? undefined : ProviderHealth.began(
+    state.rest.health,
+    { origin: PoolState.originOf(key.key), model: request.model, lease: id, slot: key.slot, call },
+    config.trialMillis,
+    now
+  )
   const breaker = probes ? CircuitBreaker.takeProbe(key.breaker, now, id) : key.breaker
   const group = PoolState.groupBench(state, key)
   const benched = key.bench !== undefined || group !== undefined
@@ -132,9 +150,16 @@ const grant = (
     generation: breaker.generation,
     probe: probes,
     floor,
-    affinity
+    affinity,
+    nth: health?.nth ?? 0
   }
-  const counted: PoolState.PoolState = { ...state, leases: id, calls }
+  const counted: PoolState.PoolState = {
+    ...state,
+    leases: id,
+    calls,
+    pace: PoolState.paced(state.pace, state.leases, state.calls, now),
+    rest: health === undefined ? state.rest : { ...state.rest, health: health.health }
+  }
   if (!probes && !benched && KeyState.isPlain(leased) && (request.model === undefined || !PoolState.hasModels(state))) {
     return { state: Places.touch(counted, leased), lease: record, events: PoolState.noEvents }
   }
@@ -183,11 +208,22 @@ const floorKey = (
   const first = PoolState.nearest(config, state, request, now)
   // An attempt that runs may open its key at any moment: nothing is nearer than that.
   if (first.breakableAt > now || first.earliest <= now) return undefined
+  return longestUnused(state, request, (key) => {
+    const closed = PoolState.requestGate(config, state, key, request.model, now)
+    return closed !== undefined && closed.breakableAt <= now &&
+      PoolState.providerGate(config, state, key.key, request.model, now) === undefined
+  })
+}
+
+const longestUnused = (
+  state: PoolState.PoolState,
+  { only }: Pick<PoolState.Request, "only">,
+  suits: (key: KeyState.KeyState) => boolean
+): KeyState.KeyState | undefined => {
   let oldest: KeyState.KeyState | undefined
   for (const key of SlotMap.values(state.slots)) {
-    if (request.only?.(key.key) === false || (oldest !== undefined && key.lastUsed >= oldest.lastUsed)) continue
-    const closed = PoolState.requestGate(config, state, key, request.model, now)
-    if (closed !== undefined && closed.breakableAt <= now) oldest = key
+    if (only?.(key.key) === false || (oldest !== undefined && key.lastUsed >= oldest.lastUsed)) continue
+    if (suits(key)) oldest = key
   }
   return oldest
 }
@@ -215,12 +251,16 @@ export const spendToken = (
 }
 
 /**
- * Gives back a retry token that was not used.
+ * Gives back retry tokens that were not used, or not on the caller's account.
  *
  * @since 0.1.0
  * @category steps
  */
-export const returnToken = (config: PoolState.Config, state: PoolState.PoolState): PoolState.PoolState => ({
+export const returnTokens = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  count: number
+): PoolState.PoolState => ({
   ...state,
-  rest: { ...state.rest, tokens: RetryPolicy.refund(state.rest.tokens, config.tokens) }
+  rest: { ...state.rest, tokens: RetryPolicy.refund(state.rest.tokens, config.tokens, count) }
 })

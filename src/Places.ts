@@ -24,6 +24,8 @@ export const touch = (state: PoolState.PoolState, key: KeyState.KeyState): PoolS
   leases: state.leases,
   calls: state.calls,
   load: state.load + loadOf(key) - loadOf(SlotMap.get(state.slots, key.slot)),
+  ended: state.ended,
+  pace: state.pace,
   nextOpening: state.nextOpening,
   rest: state.rest
 })
@@ -75,6 +77,8 @@ export const place = (
     leases: state.leases,
     calls: state.calls,
     load: state.load + loadOf(placed) - loadOf(old),
+    ended: state.ended,
+    pace: state.pace,
     nextOpening: gated === state.rest.gated ? state.nextOpening : earliest(gated),
     rest
   }

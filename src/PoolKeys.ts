@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as HashMap from "effect/HashMap"
+import * as Option from "effect/Option"
 import type * as ApiKey from "./ApiKey.js"
 import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
@@ -46,10 +47,17 @@ export const addKey = (
   const rest: PoolState.Rest = {
     ...state.rest,
     ids: HashMap.set(state.rest.ids, key.id, slot),
-    free: state.rest.free.slice(0, -1)
+    free: state.rest.free.slice(0, -1),
+    origins: countOrigin(state.rest.origins, key, 1)
   }
   return Places.place(config, restrict(joinGroup({ ...state, rest }, key, slot), key), KeyState.make(key, slot), now)
 }
+
+const countOrigin = (origins: PoolState.Rest["origins"], key: ApiKey.ApiKey, by: 1 | -1): typeof origins =>
+  HashMap.modifyAt(origins, PoolState.originOf(key), (count) => {
+    const left = Option.getOrElse(count, () => 0) + by
+    return left === 0 ? Option.none() : Option.some(left)
+  })
 
 const restrict = (state: PoolState.PoolState, key: ApiKey.ApiKey): PoolState.PoolState =>
   key.models === undefined || state.rest.restricted ? state : { ...state, rest: { ...state.rest, restricted: true } }
@@ -176,7 +184,8 @@ const removeKey = (before: PoolState.PoolState, key: KeyState.KeyState): PoolSta
     rest: {
       ...state.rest,
       ids: HashMap.remove(state.rest.ids, key.id),
-      free: [...state.rest.free, key.slot]
+      free: [...state.rest.free, key.slot],
+      origins: countOrigin(state.rest.origins, key.key, -1)
     }
   }
 }

@@ -55,6 +55,11 @@ export interface Settings {
   readonly cooldowns?: CooldownSettings | undefined
   /** How often one call goes through when only guesses hold all keys back (default 1 s, more than 0); `false`: never. */
   readonly floor?: Duration.DurationInput | false | undefined
+  /**
+   * Whom faults of the provider are held against. `"corroborated"` (the default): the key, until the other keys show that
+   * it is the provider; then calls wait for it, and no key is blamed. `"per-key"`: always the key, and so are rate limits.
+   */
+  readonly attribution?: "corroborated" | "per-key" | undefined
   /** How long an undecided trial of a benched key holds it back (default 30 s, more than 0). */
   readonly trialTimeout?: Duration.DurationInput | undefined
   /**
@@ -145,6 +150,7 @@ export const names: ReadonlyArray<keyof Settings> = [
   "retryTokens",
   "cooldowns",
   "floor",
+  "attribution",
   "trialTimeout",
   "ramp",
   "streamIdle"
@@ -169,6 +175,7 @@ export const resolve = (input: Settings): Either.Either<Resolved, ConfigurationE
       cooldowns: yield* cooldownsOf(input.cooldowns ?? {}),
       tokens: yield* tokensOf(input.retryTokens),
       floorMillis: input.floor === false ? undefined : yield* pause(input.floor ?? 1_000, "floor"),
+      corroborates: (yield* attributionOf(input.attribution)) === "corroborated",
       maxWaiters: yield* Checks.integer(input.maxWaiters ?? 1_000, "maxWaiters"),
       trialMillis: yield* pause(input.trialTimeout ?? 30_000, "trialTimeout"),
       rampStepMillis: Math.max(1, yield* pause(ramp.step ?? 500, "ramp.step")),
@@ -213,6 +220,11 @@ const longestTimer = 2 ** 31 - 1
 /** What never, or always at once, would switch off a rule of the pool: there must be some time, and an end to it. */
 const pause = (value: unknown, path: string): Checks.Checked<number> =>
   Either.flatMap(Checks.millis(value, path), (millis) => Checks.positive(millis, path))
+
+const attributionOf = (input: Settings["attribution"]): Checks.Checked<string> =>
+  input === undefined || input === "corroborated" || input === "per-key"
+    ? Either.right(input ?? "corroborated")
+    : Checks.refuse("attribution", "must be \"corroborated\" or \"per-key\"")
 
 const backoff = RetryPolicy.backoff.pipe(RetryPolicy.respectRetryAfter())
 

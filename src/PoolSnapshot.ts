@@ -6,8 +6,9 @@
 import * as HashMap from "effect/HashMap"
 import * as Schema from "effect/Schema"
 import * as Fault from "./Fault.js"
-import type * as KeyState from "./KeyState.js"
+import * as KeyState from "./KeyState.js"
 import * as PoolState from "./PoolState.js"
+import * as ProviderHealth from "./ProviderHealth.js"
 
 const optional = <A, I>(schema: Schema.Schema<A, I>) => Schema.optionalWith(schema, { exact: true })
 
@@ -71,6 +72,13 @@ export const PoolSnapshot = Schema.Struct({
   strategy: Schema.String,
   closed: Schema.Boolean,
   keys: Schema.Array(KeySnapshot),
+  /** The provider itself is taken for down: since when, and when a call tries again. */
+  outages: Schema.Array(Schema.Struct({
+    origin: Schema.String,
+    model: optional(Schema.String),
+    since: Schema.Number,
+    probesAt: Schema.Number
+  })),
   /** Keys that may serve now (some model at least). */
   eligible: Schema.Number,
   inFlight: Schema.Number,
@@ -94,8 +102,11 @@ export type PoolSnapshot = typeof PoolSnapshot.Type
  * @category constructors
  */
 export const snapshotOf = (config: PoolState.Config, state: PoolState.PoolState, now: number): PoolSnapshot => {
+  const gates = ProviderHealth.gates(state.rest.health)
+  const models = new Set([...HashMap.keys(state.rest.models), ...gates.flatMap(({ model }) => model ?? [])])
   const keys = PoolState.keys(state).map((key): KeySnapshot => {
-    const closed = PoolState.keyGate(config, state, key, now)
+    // A call that names no model meets just these.
+    const closed = PoolState.fullGate(config, state, key, undefined, now)
     const { breaker } = key
     return {
       id: key.id,
@@ -107,8 +118,11 @@ export const snapshotOf = (config: PoolState.Config, state: PoolState.PoolState,
       breaker: breaker._tag === "Closed" ? "closed" : breaker._tag === "Open" ? "open" : "half-open",
       ...(breaker._tag === "Open" && Number.isFinite(breaker.until) ? { breakerUntil: breaker.until } : {}),
       ...(closed === undefined ? {} : { closed: gateOf(closed) }),
-      closedModels: [...HashMap.keys(state.rest.models)].flatMap((model) => {
-        const gate = PoolState.modelGate(config, state, key, model, now)
+      closedModels: [...models].flatMap((model) => {
+        const gate = KeyState.both(
+          PoolState.modelGate(config, state, key, model, now),
+          PoolState.providerGate(config, state, key.key, model, now)
+        )
         return gate === undefined ? [] : [{ model, ...gateOf(gate) }]
       }),
       inFlight: key.inFlight,
@@ -125,6 +139,14 @@ export const snapshotOf = (config: PoolState.Config, state: PoolState.PoolState,
     strategy: config.strategy.name,
     closed: state.rest.closed,
     keys,
+    outages: gates.flatMap((gate) =>
+      gate._tag !== "Outage" ? [] : [{
+        origin: gate.origin === "" ? config.pool : gate.origin,
+        ...(gate.model === undefined ? {} : { model: gate.model }),
+        since: gate.since,
+        probesAt: gate.nextAt
+      }]
+    ),
     eligible: keys.filter((key) => key.closed === undefined).length,
     inFlight: keys.reduce((sum, key) => sum + key.inFlight, 0),
     waiting: state.rest.waiting,

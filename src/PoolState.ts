@@ -17,6 +17,7 @@ import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
 import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
+import * as ProviderHealth from "./ProviderHealth.js"
 import * as RetryPolicy from "./RetryPolicy.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Strategy from "./Strategy.js"
@@ -36,6 +37,8 @@ export interface Config extends KeyState.GateSettings {
   readonly tokens: RetryPolicy.TokenOptions
   /** One call per this long goes through when only guesses hold all keys back; `undefined`: none does. */
   readonly floorMillis: number | undefined
+  /** Whether faults are compared across keys before one of them is blamed. */
+  readonly corroborates: boolean
   readonly maxWaiters: number
 }
 
@@ -52,9 +55,25 @@ export interface PoolState {
   readonly calls: number
   /** Attempts in flight with eligible keys. */
   readonly load: number
+  /** Leases that have ended. */
+  readonly ended: number
+  readonly pace: Pace
   /** The earliest instant at which a gated key may open. */
   readonly nextOpening: number
   readonly rest: Rest
+}
+
+/**
+ * What had begun at a moment, and at one 5 to 10 s before it: what has come since tells how much comes.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Pace {
+  readonly at: number
+  readonly leases: number
+  readonly calls: number
+  readonly before: Omit<Pace, "before">
 }
 
 /**
@@ -82,6 +101,11 @@ export interface Rest {
   readonly earlyNow: number
   readonly earlyLater: number
   readonly floorAt: number
+  /** How many keys have each origin, see `originOf`. */
+  readonly origins: HashMap.HashMap<string, number>
+  readonly health: ProviderHealth.Health
+  /** Keys that had worked and were refused as unauthorised of late. */
+  readonly turned: ReadonlyArray<Turned>
   readonly tokens: RetryPolicy.Tokens
   /** Calls counted into `tokens` so far. */
   readonly tokenCalls: number
@@ -91,6 +115,20 @@ export interface Rest {
   readonly line: Line
   /** Which calls belong together, and where. */
   readonly affinity: Affinity.Affinity
+}
+
+/**
+ * A key that had worked and then was refused as unauthorised.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Turned {
+  readonly id: string
+  readonly at: number
+  readonly target: Cooldowns.Target
+  /** What else holds it until when: a wait that was told, or one from before. */
+  readonly firm: number
 }
 
 /**
@@ -191,6 +229,8 @@ export interface LeaseRecord {
   readonly floor: boolean
   /** What its success is remembered for. */
   readonly affinity?: Affinity.Bond | undefined
+  /** Its number in a row of the provider's faults, see `ProviderHealth.Attempt`. */
+  readonly nth: number
 }
 
 /**
@@ -261,6 +301,8 @@ export const empty = (config: Config, now: number): PoolState => ({
   leases: 0,
   calls: 0,
   load: 0,
+  ended: 0,
+  pace: { at: now, leases: 0, calls: 0, before: { at: now, leases: 0, calls: 0 } },
   nextOpening: Infinity,
   rest: {
     closed: false,
@@ -275,6 +317,9 @@ export const empty = (config: Config, now: number): PoolState => ({
     earlyNow: 0,
     earlyLater: 0,
     floorAt: -Infinity,
+    origins: HashMap.empty(),
+    health: ProviderHealth.initial,
+    turned: [],
     tokens: RetryPolicy.tokens(now, config.tokens),
     tokenCalls: 0,
     lanes: HashMap.empty(),
@@ -433,6 +478,115 @@ export const modelGate = (
 }
 
 /**
+ * Where a key's attempts go, if not where the pool's go.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const originOf = (key: ApiKey.ApiKey): string => key.baseUrl ?? ""
+
+/**
+ * What the provider's breaker holds back of a key.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const providerGate = (
+  config: Config,
+  { rest: { health } }: PoolState,
+  key: ApiKey.ApiKey,
+  model: string | undefined,
+  now: number
+): KeyState.Closed | undefined => {
+  if (!ProviderHealth.isGating(health)) return undefined
+  const held = ProviderHealth.heldBack(health, originOf(key), model, config.trialMillis, now)
+  return held === undefined ? undefined : KeyState.closed(held.by, held.until, { earliest: -Infinity })
+}
+
+/**
+ * Every gate of a key for one model, and what the provider's breaker holds back.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const fullGate = (
+  config: Config,
+  state: PoolState,
+  key: KeyState.KeyState,
+  model: string | undefined,
+  now: number
+): KeyState.Closed | undefined =>
+  KeyState.both(requestGate(config, state, key, model, now), providerGate(config, state, key.key, model, now))
+
+/**
+ * Until when the provider's breakers hold attempts for a model back: `undefined` if they do not, `"some"` if they do
+ * so for some of several origins.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const heldUntil = (
+  config: Config,
+  { rest: { health, origins } }: PoolState,
+  model: string | undefined,
+  now: number
+): number | "some" | undefined => {
+  if (!ProviderHealth.isGating(health)) return undefined
+  let first = Infinity
+  let held = 0
+  for (const origin of HashMap.keys(origins)) {
+    const gate = ProviderHealth.heldBack(health, origin, model, config.trialMillis, now)
+    if (gate === undefined) continue
+    first = Math.min(first, gate.until)
+    held++
+  }
+  return held === 0 ? undefined : held < HashMap.size(origins) ? "some" : first
+}
+
+/**
+ * The outage, or the suspicion, that every attempt for a model would meet.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const trialOf = (
+  { rest: { health, origins } }: PoolState,
+  model: string | undefined
+): ReturnType<typeof ProviderHealth.trialOf> => {
+  if (!ProviderHealth.isGating(health)) return undefined
+  let found: ReturnType<typeof ProviderHealth.trialOf>
+  for (const origin of HashMap.keys(origins)) {
+    found = ProviderHealth.trialOf(health, origin, model)
+    if (found === undefined) return undefined
+  }
+  return found
+}
+
+/**
+ * The pace, a moment later.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const paced = (pace: Pace, leases: number, calls: number, now: number): Pace => {
+  if (now - pace.at < paceMillis) return pace
+  const at = { at: now, leases, calls }
+  // Nothing has come for long: what was before tells nothing of what comes.
+  return { ...at, before: now - pace.at < 2 * paceMillis ? pace : at }
+}
+
+/**
+ * The calls that have come of late, per millisecond.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const offered = ({ calls, pace: { before } }: PoolState, now: number): number =>
+  (calls - before.calls) / Math.max(1_000, now - before.at)
+
+const paceMillis = 5_000
+
+/**
  * Whether a key may serve now that the call has not tried yet.
  *
  * @since 0.1.0
@@ -446,7 +600,9 @@ export const hasOther = (
   now: number
 ): boolean => {
   if (state.index.size === 0 && now < state.nextOpening) return false
-  if (now < state.nextOpening && (model === undefined || !narrowed(state))) {
+  const held = heldUntil(config, state, model, now)
+  if (typeof held === "number") return false
+  if (held === undefined && now < state.nextOpening && (model === undefined || !narrowed(state))) {
     let avoided = 0
     for (const slot of new Set(avoid)) {
       const key = SlotMap.get(state.slots, slot)
@@ -456,7 +612,7 @@ export const hasOther = (
   }
   return SlotMap.find(
     state.slots,
-    (key) => !avoid.includes(key.slot) && requestGate(config, state, key, model, now) === undefined
+    (key) => !avoid.includes(key.slot) && fullGate(config, state, key, model, now) === undefined
   ) !== undefined
 }
 
@@ -483,7 +639,7 @@ export const explain = (
     looked++
     if (key.slot === except) return false
     const isSuited = request.only?.(key.key) !== false
-    const closed = isSuited ? requestGate(config, state, key, request.model, now) : undefined
+    const closed = isSuited ? fullGate(config, state, key, request.model, now) : undefined
     const gate: string = isSuited ? closed?.fault ?? closed?.gate ?? "eligible" : unsuited
     if (gate === "eligible") return looked === explained
     counts[gate] = (counts[gate] ?? 0) + 1
@@ -527,7 +683,8 @@ export interface OpeningTime {
 }
 
 /**
- * When a key may serve a request; from the floor on, one that only guesses hold back may.
+ * When a key may serve a request; from the floor on, one that only guesses hold back may. What the provider's breakers
+ * hold back comes later; but nobody knows how long an outage lasts, so `earliest` is as if there were none.
  *
  * @since 0.1.0
  * @category getters
@@ -537,8 +694,32 @@ export const opening = (
   state: PoolState,
   request: Pick<Request, "model" | "only">,
   now: number
+): OpeningTime =>
+  withHealth(config, state, request, withFloor(config, state, nearest(config, state, request, now), now), now)
+
+/**
+ * The opening time with what the provider's breakers hold back.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const withHealth = (
+  config: Config,
+  state: PoolState,
+  request: Pick<Request, "model" | "only">,
+  opens: OpeningTime,
+  now: number
 ): OpeningTime => {
-  return withFloor(config, state, nearest(config, state, request, now), now)
+  const held = heldUntil(config, state, request.model, now)
+  if (held === undefined) return opens
+  if (held !== "some") return held <= opens.at ? opens : { ...opens, at: held }
+  let at = Infinity
+  for (const key of SlotMap.values(state.slots)) {
+    if (request.only?.(key.key) === false) continue
+    const closed = fullGate(config, state, key, request.model, now)
+    at = Math.min(at, closed?.until ?? now)
+  }
+  return { ...opens, at: Math.max(at, opens.at) }
 }
 
 /**

@@ -528,13 +528,13 @@ export const reserve = (
 }
 
 /**
- * Gives back a token that was reserved and is not needed.
+ * Gives back tokens (one, if nothing else is said) that were reserved and are not needed.
  *
  * @since 0.1.0
  * @category retry tokens
  */
-export const refund = (self: Tokens, options: TokenOptions = tokenDefaults): Tokens => ({
-  level: Math.min(options.cap, self.level + 1),
+export const refund = (self: Tokens, options: TokenOptions = tokenDefaults, count = 1): Tokens => ({
+  level: Math.min(options.cap, self.level + count),
   at: self.at
 })
 

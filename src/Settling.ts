@@ -7,7 +7,9 @@ import * as HashMap from "effect/HashMap"
 import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
+import * as CooldownEvents from "./CooldownEvents.js"
 import * as Cooldowns from "./Cooldowns.js"
+import * as Corroboration from "./Corroboration.js"
 import * as Fault from "./Fault.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
@@ -34,9 +36,31 @@ export const settle = (
   now: number,
   random: number
 ): PoolState.Changed => {
-  const key = SlotMap.get(state.slots, lease.slot)
+  const counted = end ? { ...state, ended: state.ended + 1 } : state
+  const leased = SlotMap.get(counted.slots, lease.slot)
   // Nothing of a lease outlives its key, whoever has the slot now.
-  if (key === undefined || key.id !== lease.key.id) return { state, events: PoolState.noEvents }
+  if (leased === undefined || leased.id !== lease.key.id) return { state: counted, events: PoolState.noEvents }
+  if (outcome === undefined || (counted.rest.health.idle && outcome._tag !== "Fault")) {
+    return attributed(config, counted, leased, lease, outcome, end, true, now, random)
+  }
+  const heard = Corroboration.hear(config, counted, lease, outcome, now)
+  const key = SlotMap.get(heard.state.slots, lease.slot) ?? leased
+  const settled = attributed(config, heard.state, key, lease, outcome, end, heard.blames, now, random)
+  return heard.events.length === 0 ? settled : { ...settled, events: [...heard.events, ...settled.events] }
+}
+
+/** Takes in an outcome, once it is known whether the key is to blame for it. */
+const attributed = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  lease: PoolState.LeaseRecord,
+  outcome: Outcome.Outcome | undefined,
+  end: boolean,
+  blames: boolean,
+  now: number,
+  random: number
+): PoolState.Changed => {
   const given = end ? { ...key, inFlight: key.inFlight - 1 } : key
   switch (outcome?._tag) {
     case undefined: {
@@ -58,7 +82,7 @@ export const settle = (
     case "Ignored":
       return ignored(config, state, given, lease, now)
     case "Fault":
-      return faulted(config, state, key, given, lease, outcome.fault, now, random)
+      return faulted(config, state, key, given, lease, outcome.fault, blames, now, random)
   }
 }
 
@@ -75,7 +99,10 @@ const succeeded = (
   const successes = key.successes + 1
   const model = lease.model !== undefined && PoolState.hasModels(state)
   if (KeyState.isPlain(key) && group === undefined && breaker._tag === "Closed" && !model) {
-    return { state: Places.touch(state, { ...key, successes, breaker }), events: PoolState.noEvents }
+    return {
+      state: Places.touch(state, { ...key, successes, answeredAt: now, answeredFrom: lease.startedAt, breaker }),
+      events: PoolState.noEvents
+    }
   }
   const bench = KeyState.lift(key.bench, lease, now)
   const lifted = KeyState.lift(group, lease, now)
@@ -88,7 +115,15 @@ const succeeded = (
     : key.ramp === undefined || now >= key.ramp.since + config.rampMillis
     ? undefined
     : { ...key.ramp, successes: key.ramp.successes + 1 }
-  const after: KeyState.KeyState = { ...key, successes, breaker, bench, ramp }
+  const after: KeyState.KeyState = {
+    ...key,
+    successes,
+    answeredAt: now,
+    answeredFrom: lease.startedAt,
+    breaker,
+    bench,
+    ramp
+  }
   let next = Benches.withGroup(state, key, lifted)
   next = Benches.mapModel(next, key, lease.model, (bench) => KeyState.lift(bench, lease, now))
   next = Places.place(config, next, after, now)
@@ -133,20 +168,29 @@ const faulted = (
   key: KeyState.KeyState,
   lease: PoolState.LeaseRecord,
   fault: Fault.Fault,
+  blames: boolean,
   now: number,
   random: number
 ): PoolState.Changed => {
   const target = Cooldowns.targetOf(key, lease.model, fault)
   const current = target === undefined ? undefined : Benches.at(state, key, target)
-  const imposed = target === undefined
-    ? undefined
-    : Cooldowns.impose(config.cooldowns, current, fault, { stamp: state.leases, lease: lease.id, random, now })
+  const shared = target !== undefined && fault.kind === "Unauthorized"
+    ? Corroboration.turned(config, state, key, target, fault, current, now)
+    : undefined
+  const imposed = target === undefined ? undefined : Cooldowns.impose(config.cooldowns, current, fault, {
+    stamp: state.leases,
+    lease: lease.id,
+    mostMillis: shared?.mostMillis,
+    random,
+    now
+  })
   // Calls that were in flight when the cooldown began bring old news.
   const fresh = current === undefined || lease.id > current.stamp
-  const counts = countsOnBreaker(fault) || (fault.kind === "RateLimited" && imposed?.provenance === "guessed" && fresh)
+  const counts = countsOnBreaker(fault) || (fault.kind === "RateLimited" &&
+    (!config.corroborates || (imposed?.provenance === "guessed" && fresh)))
   const alive = fault.kind !== "ServerError" && fault.kind !== "Timeout" && fault.kind !== "Network" &&
     fault.kind !== "Overloaded"
-  const outcome = lease.probe && alive ? "alive" : counts ? "failure" : "alive"
+  const outcome = !blames ? "ignored" : lease.probe && alive ? "alive" : counts ? "failure" : "alive"
   const breaker = record(config, key.breaker, lease, outcome, now, () => evidence(config, state, key, now))
   let after: KeyState.KeyState = {
     ...key,
@@ -162,7 +206,7 @@ const faulted = (
   const groupAfter = target?.scope === "group" && target.model === undefined && imposed !== undefined
     ? imposed
     : KeyState.freeTrial(group, lease.id)
-  let next = Benches.withGroup(state, key, groupAfter)
+  let next = Benches.withGroup(shared?.state ?? state, key, groupAfter)
   next = Benches.mapModel(next, key, lease.model, (bench) => KeyState.freeTrial(bench, lease.id))
   if (target?.model !== undefined && imposed !== undefined) {
     next = Benches.imposeOnModel(next, key, target.scope, target.model, imposed, now)
@@ -172,21 +216,17 @@ const faulted = (
   // The floor goes by what is known: a guess of this moment is not broken in the next.
   const opened = before.breaker._tag !== "Open" && after.breaker._tag === "Open"
   if (opened || imposed?.provenance === "guessed") next = { ...next, rest: { ...next.rest, floorAt: now } }
-  const events: Array<Telemetry.Unnumbered> = [...CircuitEvents.between(config.pool, before, after, now)]
+  const events: Array<Telemetry.Unnumbered> = [
+    ...CircuitEvents.between(config.pool, before, after, now),
+    ...shared?.events ?? []
+  ]
   if (target !== undefined && imposed !== undefined) {
-    events.push({
-      _tag: "key.cooldown",
-      pool: config.pool,
-      at: now,
-      keyId: key.id,
-      label: key.label,
-      scope: target.scope,
-      kind: fault.kind,
-      provenance: imposed.provenance,
-      until: imposed.until,
-      ...(target.model === undefined ? {} : { model: target.model }),
-      ...(target.scope === "group" && key.key.quotaGroup !== undefined ? { group: key.key.quotaGroup } : {})
-    })
+    events.push(CooldownEvents.of(config.pool, key, target, imposed, now))
+    if (fault.kind === "RateLimited") {
+      const limited = Corroboration.limited(config, next, key, lease, fault, imposed, now)
+      next = limited.state
+      events.push(...limited.events)
+    }
   }
   return PoolKeys.leaving(config, next, after, now, events)
 }
@@ -207,7 +247,7 @@ const rampAfter = (
   return isNews ? { since: now, successes: 0 } : key.ramp
 }
 
-/** Provider faults count against the key as long as nothing says that its siblings have them too. */
+/** Provider faults count against the key, unless it is known that its siblings have them too. */
 const countsOnBreaker = Fault.isProviderFault
 
 const record = (

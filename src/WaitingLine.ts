@@ -10,6 +10,7 @@ import type * as KeyState from "./KeyState.js"
 import * as Leasing from "./Leasing.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
+import * as ProviderHealth from "./ProviderHealth.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Telemetry from "./Telemetry.js"
 
@@ -95,15 +96,17 @@ export const dispatch = (config: PoolState.Config, state: PoolState.PoolState, n
   const blocked = new Set<string>()
   let usualBlocked = false
   while (next.rest.waiting > 0) {
-    const usual = usualBlocked ? undefined : firstUsual(next)
+    const usual = usualBlocked ? undefined : firstUsual(config, next, blocked, now)
     const own = firstOwn(config, next, blocked, now)
     const head = own === undefined || (usual !== undefined && usual.request.call < own.request.call) ? usual : own
     if (head === undefined) break
     const leased = Leasing.lease(config, next, head.request, now)
     if (leased.lease === undefined) {
       next = leased.state
-      if (head === usual) usualBlocked = true
-      else blocked.add(laneOf(head.request))
+      // What holds back one model at one origin of several says nothing of the other lanes.
+      if (head === usual && PoolState.heldUntil(config, next, head.request.model, now) === undefined) {
+        usualBlocked = true
+      } else blocked.add(laneOf(head.request))
       continue
     }
     next = look(config, withoutWaiter(leased.state, head), now)
@@ -197,8 +200,20 @@ export const nextWake = (config: PoolState.Config, state: PoolState.PoolState, n
   const end = RedBlackTree.first(looked.rest.line.ends)
   let at = end._tag === "Some" ? end.value[0] : Infinity
   for (const [, lane] of viewOf(looked)) at = Math.min(at, openingOf(config, looked, lane, now).at)
-  const usual = firstUsual(looked)
-  return usual === undefined ? at : Math.min(at, PoolState.opening(config, looked, anyModel, now).at)
+  const opens = PoolState.nearest(config, looked, anyModel, now)
+  const { view } = looked.rest.line
+  for (const [, lane] of looked.rest.line.heads) {
+    if (view !== undefined && HashMap.has(view.lanes, lane)) continue
+    const head = headOf(looked, lane)
+    if (head === undefined) continue
+    at = Math.min(
+      at,
+      PoolState.withHealth(config, looked, head.request, PoolState.withFloor(config, looked, opens, now), now).at
+    )
+    // Where the provider is well, one of these lanes is as the other.
+    if (!ProviderHealth.isGating(looked.rest.health)) break
+  }
+  return at
 }
 
 // --------------------------------------------------------------------------------------------------------------- lanes
@@ -259,13 +274,36 @@ const withoutEnd = (ends: Ends, waiter: PoolState.Waiter): Ends => {
   return HashMap.size(others) === 0 ? without : RedBlackTree.insert(without, waiter.until, others)
 }
 
-/** Of the lanes that are like any other, the waiter of the oldest call. */
-const firstUsual = (state: PoolState.PoolState): PoolState.Waiter | undefined => {
+/** Of the lanes that are like any other and not held back by the provider's breakers, the waiter whose turn it is. */
+const firstUsual = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  blocked: ReadonlySet<string>,
+  now: number
+): PoolState.Waiter | undefined => {
   const own = state.rest.line.view?.lanes
+  let first: PoolState.Waiter | undefined
   for (const [, lane] of state.rest.line.heads) {
-    if (own === undefined || !HashMap.has(own, lane)) return headOf(state, lane)
+    if (blocked.has(lane) || (own !== undefined && HashMap.has(own, lane))) continue
+    const head = headOf(state, lane)
+    if (!ProviderHealth.isGating(state.rest.health)) return head
+    if (head === undefined || typeof PoolState.heldUntil(config, state, head.request.model, now) === "number") continue
+    first = sooner(state, first, head)
   }
-  return undefined
+  return first
+}
+
+/** Whose turn it is: the older call's, but probes of the provider go round all calls. */
+const sooner = (
+  state: PoolState.PoolState,
+  a: PoolState.Waiter | undefined,
+  b: PoolState.Waiter
+): PoolState.Waiter => {
+  if (a === undefined) return b
+  const hadTurn = ({ request }: PoolState.Waiter) =>
+    request.call <= (PoolState.trialOf(state, request.model)?.prober ?? -1)
+  const [isLater, isLaterToo] = [hadTurn(a), hadTurn(b)]
+  return isLater === isLaterToo ? a.request.call < b.request.call ? a : b : isLater ? b : a
 }
 
 /** Of the lanes that differ and may be open, the waiter of the oldest call. */
@@ -279,14 +317,20 @@ const firstOwn = (
   for (const [lane, view] of viewOf(state)) {
     if (blocked.has(lane) || openingOf(config, state, view, now).at > now) continue
     const head = headOf(state, lane)
-    if (head !== undefined && (first === undefined || head.request.call < first.request.call)) first = head
+    if (head !== undefined) first = sooner(state, first, head)
   }
   return first
 }
 
+/** Who is next in a lane: the oldest call, or after a probe of the provider the one behind that. */
 const headOf = (state: PoolState.PoolState, lane: string): PoolState.Waiter | undefined => {
   const queue = HashMap.get(state.rest.lanes, lane)
-  return queue._tag === "None" ? undefined : Option.getOrUndefined(RedBlackTree.first(queue.value))?.[1]
+  if (queue._tag === "None") return undefined
+  const oldest = Option.getOrUndefined(RedBlackTree.first(queue.value))?.[1]
+  const trial = oldest === undefined ? undefined : PoolState.trialOf(state, oldest.request.model)
+  if (trial === undefined) return oldest
+  for (const [, next] of RedBlackTree.greaterThan(queue.value, trial.prober)) return next
+  return oldest
 }
 
 // ------------------------------------------------------------------------------------------------------------ refusals
@@ -442,7 +486,13 @@ const openingOf = (
   view: PoolState.LaneView,
   now: number
 ): PoolState.OpeningTime =>
-  view.open.length > 0 ? { at: now, earliest: now } : PoolState.withFloor(config, state, view, now)
+  PoolState.withHealth(
+    config,
+    state,
+    view.request,
+    view.open.length > 0 ? { at: now, earliest: now } : PoolState.withFloor(config, state, view, now),
+    now
+  )
 
 /** All keys, looked at for one lane. */
 const survey = (

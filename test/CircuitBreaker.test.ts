@@ -494,6 +494,37 @@ describe("pure transitions", () => {
   )
 })
 
+describe("refund", () => {
+  const options = CircuitBreaker.defaultOptions
+  const failing = (times: number, now = 0): CircuitBreaker.State => {
+    let state = CircuitBreaker.initial
+    for (let i = 0; i < times; i++) {
+      const [admission, admitted] = CircuitBreaker.admit(options, state, now, i)
+      state = admission === undefined
+        ? admitted
+        : CircuitBreaker.record(options, admitted, now, admission, "failure", { mayOpen: times === 3 })
+    }
+    return state
+  }
+
+  it("F2: takes back failures that count, and the opening they led to, but no isolation", () => {
+    const two = CircuitBreaker.refund(failing(2), 1, 0)
+    assert.isTrue(two._tag === "Closed" && two.failures === 1 && two.calls === 1 && two.faults === 1)
+    const none = CircuitBreaker.refund(failing(2), 9, 0)
+    assert.isTrue(none._tag === "Closed" && none.failures === 0 && none.calls === 0 && none.faults === 0)
+    const open = failing(3, 10)
+    assert.strictEqual(open._tag, "Open")
+    const closed = CircuitBreaker.refund(open, 3, 10)
+    assert.isTrue(closed._tag === "Closed" && closed.trips === 0 && closed.generation > open.generation)
+    assert.strictEqual(CircuitBreaker.refund(open, 3, 11), open, "it opened for what came before")
+    const isolated = CircuitBreaker.isolate(open, 20)
+    assert.strictEqual(CircuitBreaker.refund(isolated, 3, 0), isolated)
+    const probing = CircuitBreaker.takeProbe(open, 60_000, 1)
+    assert.strictEqual(CircuitBreaker.refund(probing, 0, 0), probing)
+    assert.strictEqual(CircuitBreaker.refund(probing, 2, 0)._tag, "Closed")
+  })
+})
+
 describe("persistence", () => {
   it.prop(
     "P1: what is loaded waits what was left, and never longer than the whole cooldown",

@@ -463,7 +463,13 @@ describe("limits of a call", () => {
       const atOnce = (kind: Fault.Kind, details: Fault.Details) =>
         Effect.gen(function*() {
           const provider = yield* upstream(() => bad(kind, details))
-          const pool = yield* KeyPool.make({ keys: keys(labels), ...lasting, ...plain, name: kind })
+          const pool = yield* KeyPool.make({
+            keys: keys(labels),
+            ...lasting,
+            ...plain,
+            attribution: "per-key",
+            name: kind
+          })
           const call = yield* Effect.fork(Effect.exit(pool.run(provider.send)))
           yield* calm
           const sent = (yield* provider.sent).length
@@ -488,6 +494,7 @@ describe("limits of a call", () => {
       const provider = yield* upstream(() => bad("ServerError"))
       const pool = yield* KeyPool.make({
         keys: keys("ab"),
+        attribution: "per-key",
         breaker: { threshold: 100_000, rate: false },
         budget: "5 seconds"
       })

@@ -43,6 +43,8 @@ const ladder = (pool: KeyPool.Service, times: number, kind: Fault.Kind, details:
     return waits
   })
 
+/** Each key's faults are its own, so that all may be open at once. */
+const alone = { attribution: "per-key" } as const
 const inGroup = { quotaGroup: "g" }
 const closedLabels = (pool: KeyPool.Service) =>
   Effect.map(
@@ -401,12 +403,12 @@ describe("rules of faults", () => {
   test("F1: guessed waits get up to 250 ms more, told ones nothing", () =>
     Effect.gen(function*() {
       const labels = "abcdefgh"
-      const pool = yield* KeyPool.make({ keys: keys(labels), floor: false })
+      const pool = yield* KeyPool.make({ keys: keys(labels), ...alone, floor: false })
       for (const label of labels) yield* report(pool, label, "RateLimited")
       const waits = yield* Effect.forEach([...labels], (label) => closedFor(pool, label))
       for (const wait of waits) assert.isTrue(wait !== undefined && wait >= second && wait < second + 250, `${wait}`)
       assert.isAbove(new Set(waits).size, 4, "they come back at distinct instants")
-      const told = yield* KeyPool.make({ keys: keys(labels), floor: false, name: "told" })
+      const told = yield* KeyPool.make({ keys: keys(labels), ...alone, floor: false, name: "told" })
       for (const label of labels) yield* report(told, label, "RateLimited", { wait: 3 * second })
       assert.deepStrictEqual(
         new Set(yield* Effect.forEach([...labels], (label) => closedFor(told, label))),
@@ -461,7 +463,13 @@ describe("rules of faults", () => {
     Effect.gen(function*() {
       const events = yield* watch
       const provider = yield* upstream({ a: bad("ServerError"), b: bad("ServerError") })
-      const pool = yield* KeyPool.make({ keys: keys("ab"), ...once, cooldowns: { jitter: 0 }, budget: "20 seconds" })
+      const pool = yield* KeyPool.make({
+        keys: keys("ab"),
+        ...alone,
+        ...once,
+        cooldowns: { jitter: 0 },
+        budget: "20 seconds"
+      })
       yield* trip(pool, "a")
       yield* trip(pool, "b")
       assert.deepStrictEqual(yield* closedLabels(pool), ["a", "b"])
@@ -559,7 +567,13 @@ describe("rules of faults", () => {
     Effect.gen(function*() {
       const opened = (labels: string) =>
         Effect.gen(function*() {
-          const pool = yield* KeyPool.make({ keys: keys(labels), ...plain, name: labels, breaker: { rate: false } })
+          const pool = yield* KeyPool.make({
+            keys: keys(labels),
+            ...plain,
+            ...alone,
+            name: labels,
+            breaker: { rate: false }
+          })
           for (const label of labels) {
             if ((yield* pool.snapshot).eligible > 0) yield* trip(pool, label)
           }

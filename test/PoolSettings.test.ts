@@ -76,6 +76,7 @@ const wrong: Readonly<Record<string, ReadonlyArray<unknown>>> = {
   "cooldowns.guard": noDuration,
   "cooldowns.jitter": noDuration,
   floor: noPause,
+  attribution: ["per-pool", "", 5, true, null, {}],
   trialTimeout: noPause,
   ramp: noRecord,
   "ramp.step": noPause,
@@ -272,6 +273,7 @@ describe("what is set", () => {
         jitter: 0
       },
       floor: "5 seconds",
+      attribution: "per-key",
       trialTimeout: 8,
       ramp: { step: 100, length: 200 },
       streamIdle: "1 minute"
@@ -299,6 +301,7 @@ describe("what is set", () => {
       },
       tokens: { perCall: 0, perSecond: 2, burst: 1, cap: 5 },
       floorMillis: 5_000,
+      corroborates: false,
       maxWaiters: 3,
       trialMillis: 8,
       rampStepMillis: 100,
@@ -320,6 +323,11 @@ describe("what is set", () => {
     assert.strictEqual(resolved({ deadline: Infinity }).deadlineMillis, undefined)
     assert.strictEqual(resolved({ budget: Infinity }).budgetMillis, Infinity)
     assert.strictEqual(resolved({ budget: "100 days" }).budgetMillis, 8_640_000_000)
+  })
+
+  it("faults are corroborated unless it is said otherwise", () => {
+    assert.strictEqual(resolved({}).config.corroborates, true)
+    assert.strictEqual(resolved({ attribution: "corroborated" }).config.corroborates, true)
   })
 
   it("every strategy goes by its name, or as itself", () => {

@@ -147,8 +147,15 @@ describe("PoolState", () => {
     let state = pool(40)
     for (let round = 0; round < 50; round++) {
       const now = round * 100_000
+      const leases: Array<PoolState.LeaseRecord> = []
       for (let i = 0; i < 40; i++) {
-        state = fault1(state, "RateLimited", { wait: ((i * 7919 + round * 104_729) % 40) * 100 }, now)
+        const leased = lease(state, now)
+        state = leased.state
+        if (leased.lease !== undefined) leases.push(leased.lease)
+      }
+      for (const [i, leased] of leases.entries()) {
+        const wait = ((i * 7919 + round * 104_729) % 40) * 100
+        state = settle(state, leased, Outcome.fault(Fault.make("RateLimited", { wait })), now)
       }
       assert.isUndefined(lease(state, now, { random: 0.1 }).lease)
       for (let i = 0; i < 40; i++) {

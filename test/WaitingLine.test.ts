@@ -65,11 +65,14 @@ describe("WaitingLine", () => {
     const pool = Array.from({ length: 100 }, (_, n) => counted(n, {}))
     let state = PoolKeys.make(config, pool.map(({ key }) => key), 0)
     const told = Outcome.fault(Fault.make("RateLimited", { wait: 5000, perModel: true }))
+    const held: Array<PoolState.LeaseRecord> = []
     for (let i = 0; i < 100; i++) {
       const leased = Leasing.lease(config, state, { ...plain, model: "slow" }, 0)
       if (leased.lease === undefined) return assert.fail("no lease")
-      state = Settling.settle(config, leased.state, leased.lease, told, true, 0, 0).state
+      state = leased.state
+      held.push(leased.lease)
     }
+    for (const lease of held) state = Settling.settle(config, state, lease, told, true, 0, 0).state
     for (let i = 0; i < 50; i++) state = ask(state, 0, 60_000, { model: "slow" }).state
     state = WaitingLine.dispatch(config, state, 0).state
     assert.strictEqual(state.rest.waiting, 50)

@@ -45,6 +45,7 @@ export const baseConfig: PoolState.Config = {
   },
   tokens: { perCall: 0.2, perSecond: 1, burst: 10, cap: 100 },
   floorMillis: 1000,
+  corroborates: true,
   maxWaiters: 5,
   trialMillis: 3500,
   rampStepMillis: 500,
@@ -575,7 +576,7 @@ export class World {
   private placesAreCurrent(): void {
     for (const key of PoolState.keys(this.state)) {
       check(
-        (key.gatedUntil === undefined) === this.open(this.state, key, undefined),
+        (key.gatedUntil === undefined) === this.open(this.state, key, undefined, false),
         () => `${key.label} stands in the wrong place after a look: gated until ${key.gatedUntil}`
       )
     }
@@ -587,8 +588,13 @@ export class World {
     )
   }
 
-  private open(state: PoolState.PoolState, key: KeyState.KeyState, model: string | undefined): boolean {
-    return this.gates(state, key, model).every((gate) => gate.soonest <= this.now && !gate.shut)
+  private open(
+    state: PoolState.PoolState,
+    key: KeyState.KeyState,
+    model: string | undefined,
+    provider = true
+  ): boolean {
+    return this.gates(state, key, model, provider).every((gate) => gate.soonest <= this.now && !gate.shut)
   }
 
   /**
@@ -597,7 +603,8 @@ export class World {
   private gates(
     state: PoolState.PoolState,
     key: KeyState.KeyState,
-    model: string | undefined
+    model: string | undefined,
+    provider = true
   ): ReadonlyArray<{
     readonly shut: boolean
     readonly soonest: number
@@ -610,6 +617,9 @@ export class World {
     const event = (until: number) => shut.push({ shut: true, soonest: now, until, guess: false })
     const time = (until: number, guess: boolean) => shut.push({ shut: true, soonest: until, until, guess })
     if (key.retiring || !key.enabled) never()
+    // Outages keep no books here: they have properties of their own.
+    const held = provider ? PoolState.providerGate(this.config, state, key.key, model, now) : undefined
+    if (held !== undefined) event(held.until)
     if (model !== undefined && key.key.models?.has(model) === false) never()
     if (key.inFlight >= (key.key.limits.concurrency ?? Infinity)) event(Infinity)
     const { breaker, ramp } = key

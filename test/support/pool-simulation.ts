@@ -22,10 +22,12 @@ export class Simulation {
   private readonly strikes = new Map<number, Array<() => void>>()
   private readonly seed: string
   private readonly ops: number
+  private readonly limit: number
 
-  constructor(seed: string, ops: number) {
+  constructor(seed: string, ops: number, limit = 1_000_000) {
     this.seed = seed
     this.ops = ops
+    this.limit = limit
     this.scheduler = {
       shouldYield: (fiber) => {
         this.steps++
@@ -88,7 +90,7 @@ export class Simulation {
   settle(): void {
     for (let task = this.tasks.shift(); task !== undefined; task = this.tasks.shift()) {
       task()
-      if (this.steps > 1_000_000) throw new Error("it does not come to rest")
+      if (this.steps > this.limit) throw new Error("it does not come to rest")
     }
   }
 

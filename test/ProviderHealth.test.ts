@@ -1,0 +1,158 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as FastCheck from "effect/FastCheck"
+import * as HashMap from "effect/HashMap"
+import * as ProviderHealth from "../src/ProviderHealth.js"
+
+const probeMillis = 30_000
+
+/** A provider beside which every attempt is known: what it did, and when. */
+interface Seen {
+  readonly attempt: ProviderHealth.Attempt
+  readonly at: number
+}
+
+const command = FastCheck.record({
+  pause: FastCheck.constantFrom(0, 0, 10, 100, 600, 5_000, 31_000),
+  act: FastCheck.constantFrom("begin", "begin", "begin", "fault", "fault", "fault", "success", "ignored", "limited"),
+  model: FastCheck.constantFrom(undefined, "m1", "m2"),
+  nth: FastCheck.nat(5),
+  slot: FastCheck.nat(3),
+  waiting: FastCheck.boolean()
+})
+
+const origin = ""
+
+describe("ProviderHealth", () => {
+  it.prop(
+    "F2, C9: any history keeps to the rules of the gates, and success ends everything",
+    [FastCheck.array(command, { maxLength: 150 })],
+    ([commands]) => {
+      let health = ProviderHealth.initial
+      let now = 0
+      let leases = 0
+      let running: ReadonlyArray<Seen> = []
+      for (const { act, model, nth, pause, slot, waiting } of commands) {
+        now += pause
+        const held = ProviderHealth.heldBack(health, origin, model, probeMillis, now)
+        const outage = ProviderHealth.outageOf(health, origin, model)
+        if (act === "begin") {
+          if (held !== undefined) {
+            assert.isAbove(held.until, now)
+            continue
+          }
+          const began = ProviderHealth.began(
+            health,
+            { origin, model, lease: ++leases, slot, call: leases },
+            probeMillis,
+            now
+          )
+          health = began.health
+          running = [...running, {
+            attempt: { origin, model, lease: leases, slot, call: leases, nth: began.nth },
+            at: now
+          }]
+          const after = ProviderHealth.outageOf(health, origin, model)
+          if (outage !== undefined && after !== undefined) {
+            assert.isAtMost(after.probes.length, 4)
+            assert.isAtLeast(after.nextAt - now, 500)
+            assert.isAtMost(after.nextAt - now, 5_000)
+            assert.strictEqual(after.prober, leases)
+          }
+          continue
+        }
+        const seen = running[nth % Math.max(1, running.length)]
+        if (seen === undefined) continue
+        running = running.filter((other) => other !== seen)
+        const { attempt } = seen
+        health = ProviderHealth.decided(health, attempt)
+        const before = ProviderHealth.outageOf(health, origin, attempt.model)
+        if (act === "success") {
+          const said = ProviderHealth.succeeded(health, attempt, { leases, offered: 0.01, waiting }, now)
+          health = said.health
+          const ends = before !== undefined && attempt.lease > before.first
+          assert.strictEqual(said.closed.length > 0, ends, "any success of later than the first fault ends an outage")
+        } else if (act === "fault") {
+          const said = ProviderHealth.faulted(health, attempt, {
+            leases,
+            inFlight: running.length,
+            recent: 0,
+            answeredSince: () => false
+          }, now)
+          health = said.health
+          if (before !== undefined) assert.deepStrictEqual([said.blames, said.opened.length], [false, 0])
+          if (said.opened.length > 0) {
+            assert.isAtLeast(HashMap.size(said.row?.slots ?? HashMap.empty()), 2, "one key is no provider")
+            assert.isFalse(said.blames)
+          }
+        } else if (act === "limited") {
+          const said = ProviderHealth.limited(health, attempt, {
+            at: now,
+            lease: attempt.lease,
+            keyId: `${slot}`,
+            group: `${slot}`,
+            code: undefined,
+            until: now + 3_000,
+            told: true
+          })
+          health = said.health
+          if (said.suspected !== undefined) assert.strictEqual(new Set(said.suspected.keyIds).size, 3)
+        }
+        assert.strictEqual(
+          health.idle,
+          HashMap.size(health.rows) + HashMap.size(health.gates) + HashMap.size(health.refusals) === 0
+        )
+      }
+      // Some time later one success per model is the end of it all.
+      for (const model of [undefined, "m1", "m2"]) {
+        now += 60_000
+        assert.isUndefined(ProviderHealth.heldBack(health, origin, model, probeMillis, now))
+        const one = { origin, model, lease: ++leases, slot: 0, call: leases }
+        const { health: begun, nth } = ProviderHealth.began(health, one, probeMillis, now)
+        const attempt = { ...one, nth }
+        const answered = ProviderHealth.succeeded(
+          ProviderHealth.decided(begun, attempt),
+          attempt,
+          { leases, offered: 0.01, waiting: false },
+          now
+        )
+        health = answered.health
+      }
+      assert.deepStrictEqual(ProviderHealth.gates(health).filter(({ _tag }) => _tag !== "Release"), [])
+    },
+    { fastCheck: { numRuns: 300 } }
+  )
+
+  it("F2: a release begins at the pace of what comes, then goes at twice that, and ends when nobody wants more", () => {
+    const attempt = (lease: number, slot: number): ProviderHealth.Attempt => ({
+      origin,
+      model: undefined,
+      lease,
+      slot,
+      call: lease,
+      nth: 0
+    })
+    let health = ProviderHealth.initial
+    for (let lease = 1; lease <= 5; lease++) {
+      health = ProviderHealth.faulted(health, attempt(lease, lease % 2), {
+        leases: lease,
+        inFlight: 0,
+        recent: 0,
+        answeredSince: () => false
+      }, 0).health
+    }
+    health = ProviderHealth.succeeded(health, attempt(6, 0), { leases: 6, offered: 0.02, waiting: true }, 500).health
+    const sent: Array<number> = []
+    let now = 500
+    for (let lease = 7; now < 2_500; lease++) {
+      const held = ProviderHealth.heldBack(health, origin, undefined, probeMillis, now)
+      if (held !== undefined) now = held.until
+      sent.push(now)
+      health = ProviderHealth.began(health, attempt(lease, 0), probeMillis, now).health
+    }
+    const count = (from: number, to: number) => sent.filter((at) => at >= from && at < to).length
+    assert.approximately(count(500, 1_500), 20, 1)
+    assert.approximately(count(1_500, 2_500), 40, 1)
+    health = ProviderHealth.began(health, attempt(1_000, 0), probeMillis, now + 1_000).health
+    assert.isTrue(health.idle)
+  })
+})
