@@ -10,6 +10,7 @@ import * as MutableRef from "effect/MutableRef"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import { AllKeysExhausted, PoolClosed } from "./KeymeshError.js"
+import type * as Limits from "./Limits.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import type { OngoingCall } from "./OngoingCall.js"
 import * as Outcome from "./Outcome.js"
@@ -105,7 +106,7 @@ export const refusal = (
     MutableRef.set(call.number, refused.call)
     const trail = MutableRef.get(call.trail)
     if (refused.closed) return new PoolClosed({ pool: config.pool, trail })
-    const request = { model: call.model, only: undefined }
+    const request = { model: call.model, only: undefined, tokens: call.tokens }
     const { counts, reasons } = PoolState.explain(config, current, request, now)
     const { at } = PoolState.opening(config, current, request, now)
     const nextAvailableAt = Number.isFinite(at) ? at : undefined
@@ -143,6 +144,9 @@ const tellWaiting = (
   }])
 }
 
+/** What was never sent takes nothing of a limit. */
+const unsent: Limits.Heard = { answered: true, sent: false, announced: [], usage: undefined }
+
 /** A waiter that was interrupted leaves the queue; a key that it was given meanwhile goes to the next one. */
 const abandon = (core: PoolCore.PoolCore, { clock }: OngoingCall, waiter: PoolState.Waiter): Effect.Effect<void> =>
   Effect.flatMap(
@@ -156,6 +160,6 @@ const abandon = (core: PoolCore.PoolCore, { clock }: OngoingCall, waiter: PoolSt
         (record) =>
           record === undefined
             ? Effect.void
-            : PoolCore.settle(core, record, clock, Outcome.ignored, true, 0, () => PoolState.noEvents)
+            : PoolCore.settle(core, record, clock, Outcome.ignored, true, 0, () => PoolState.noEvents, unsent)
       )
   )

@@ -130,7 +130,7 @@ export const gate = (self: AnnouncedLimit, amount: number, total: number, now: n
  * @category getters
  */
 export const remaining = (self: AnnouncedLimit, total: number, now: number): number =>
-  Math.max(0, Math.floor(available(self, total, now)))
+  Math.max(0, Math.floor(Math.min(available(self, total, now), Number.MAX_SAFE_INTEGER)))
 
 const available = (self: AnnouncedLimit, total: number, now: number): number => {
   const perMilli = rate(self)

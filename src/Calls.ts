@@ -27,6 +27,7 @@ import * as OngoingCall from "./OngoingCall.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolState from "./PoolState.js"
+import type * as RateLimit from "./RateLimit.js"
 import * as RetryDecision from "./RetryDecision.js"
 import * as RetryPolicy from "./RetryPolicy.js"
 import type * as WaitingLine from "./WaitingLine.js"
@@ -42,6 +43,8 @@ export interface RunOptions<A, E> {
   readonly classify?: ((exit: Exit.Exit<A, E>) => Outcome.Outcome) | undefined
   /** The model it asks for: limits and cooldowns may be per model. */
   readonly model?: string | undefined
+  /** The tokens it will use, for keys whose limits count them. */
+  readonly tokens?: RateLimit.Estimate | undefined
   /**
    * Whether it may be sent again after a fault that leaves open whether it was processed (default true); `"never"`: not
    * even after a refusal, because its body can be sent only once.
@@ -88,13 +91,15 @@ export const lease = (core: PoolCore.PoolCore): Effect.Effect<HeldLease.HeldLeas
     const given = yield* CallOptions
     const call = OngoingCall.make(core, given, {}, clock)
     const random = core.config.strategy.randomised ? yield* Random.next : 0
-    const request = { ...firstRequest, model: call.model, random }
+    const request = { ...firstRequest, model: call.model, tokens: call.tokens, random }
     const until = OngoingCall.waitUntil(call, call.startedAt)
     const waiting = Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
         const acquired = yield* Acquisition.acquire(core, restore, call, request, until)
         if ("_tag" in acquired) return yield* Acquisition.refusal(core, call, acquired)
         const lease = HeldLease.make(core, acquired, 1, clock)
+        // What is done with it nobody knows.
+        lease.begin()
         yield* Effect.addFinalizer(() => lease.end)
         yield* core.telemetry.publish(HeldLease.startEvents(core, acquired, 1))
         return lease
@@ -132,9 +137,9 @@ const first = <A, E, R>(
   work: Work<A, E, R>
 ): Effect.Effect<A, E | PoolError, R> => {
   const begin = (random: number): Effect.Effect<A, E | PoolError, R> => {
-    const request = random === 0 && call.model === undefined
+    const request = random === 0 && call.model === undefined && call.tokens === undefined
       ? firstRequest
-      : { ...firstRequest, model: call.model, random }
+      : { ...firstRequest, model: call.model, tokens: call.tokens, random }
     const go = (record: PoolState.LeaseRecord) =>
       Effect.flatMap(
         attempt(core, call, work, record, 1, call.startedAt),
@@ -210,23 +215,29 @@ const attempt = <A, E, R>(
       return Effect.zipRight(lease.say(Outcome.ignored, true), Effect.die(defect))
     }
   }
-  const running = Effect.matchCauseEffect(restore(Effect.suspend(() => use(lease))), {
-    onSuccess: (a): Effect.Effect<A | Again<A, E>, E> => {
-      const outcome = options.classify === undefined ? Outcome.success : judged(Exit.succeed(a))
-      if (Effect.isEffect(outcome)) return outcome
-      if (outcome._tag === "Fault") return failing(outcome, Exit.succeed(a))
-      const holds = typeof options.hold === "function" ? options.hold(a) : options.hold === true
-      const settled = lease.say(outcome, !holds)
-      if (!core.telemetry.listened() && options.trail === undefined) return Effect.as(settled, a)
-      note(outcome)
-      return Effect.as(settled, a)
-    },
-    onFailure: (cause) => {
-      const exit = Exit.failCause(cause)
-      const outcome = Cause.isInterruptedOnly(cause) ? Outcome.ignored : judged(exit)
-      return Effect.isEffect(outcome) ? outcome : failing(outcome, exit)
+  const running = Effect.matchCauseEffect(
+    restore(Effect.suspend(() => {
+      lease.begin()
+      return use(lease)
+    })),
+    {
+      onSuccess: (a): Effect.Effect<A | Again<A, E>, E> => {
+        const outcome = options.classify === undefined ? Outcome.success : judged(Exit.succeed(a))
+        if (Effect.isEffect(outcome)) return outcome
+        if (outcome._tag === "Fault") return failing(outcome, Exit.succeed(a))
+        const holds = typeof options.hold === "function" ? options.hold(a) : options.hold === true
+        const settled = lease.say(outcome, !holds)
+        if (!core.telemetry.listened() && options.trail === undefined) return Effect.as(settled, a)
+        note(outcome)
+        return Effect.as(settled, a)
+      },
+      onFailure: (cause) => {
+        const exit = Exit.failCause(cause)
+        const outcome = Cause.isInterruptedOnly(cause) ? Outcome.ignored : judged(exit)
+        return Effect.isEffect(outcome) ? outcome : failing(outcome, exit)
+      }
     }
-  })
+  )
   const starts = HeldLease.startEvents(core, record, number)
   return starts.length === 0 ? running : Effect.zipRight(core.telemetry.publish(starts), running)
 }
@@ -236,6 +247,7 @@ const firstRequest: PoolState.Request = {
   model: undefined,
   avoid: [],
   only: undefined,
+  tokens: undefined,
   rotation: false,
   random: 0
 }
@@ -316,7 +328,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget("policy") : tried.exit
       stepper = next.stepper
       const atOnce = decision._tag === "Rotate" &&
-        PoolState.hasOther(config, yield* Ref.get(state), call.model, avoid, at)
+        PoolState.hasOther(config, yield* Ref.get(state), call.model, avoid, at, call.tokens)
       spentBudget = !atOnce && next.at > call.budgetEnd
       if (!atOnce && !spentBudget && next.at > at) {
         yield* work.restore(Effect.sleep(Math.min(Math.ceil(next.at - at), MonotonicTime.longestSleep)))
@@ -331,7 +343,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       core,
       work.restore,
       call,
-      { call: number, model: call.model, avoid, only, rotation: true, random },
+      { call: number, model: call.model, tokens: call.tokens, avoid, only, rotation: true, random },
       only !== undefined || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
     )
     if ("_tag" in acquired) {
@@ -348,7 +360,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     const passedOver = PoolState.explain(
       config,
       yield* Ref.get(state),
-      { model: call.model, only },
+      { model: call.model, only, tokens: call.tokens },
       acquired.startedAt,
       acquired.slot
     ).counts

@@ -7,11 +7,13 @@ import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as MutableRef from "effect/MutableRef"
 import * as Random from "effect/Random"
+import type * as AnnouncedLimit from "./AnnouncedLimit.js"
 import type * as ApiKey from "./ApiKey.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolState from "./PoolState.js"
+import type * as RateLimit from "./RateLimit.js"
 import type * as Telemetry from "./Telemetry.js"
 
 /**
@@ -33,6 +35,10 @@ export interface Lease {
    * taken in as a late one.
    */
   readonly commit: (outcome: Outcome.Outcome) => Effect.Effect<void>
+  /** Tells what the answer's headers announce of limits, before `commit`: it is taken in with it. */
+  readonly announced: (limits: ReadonlyArray<AnnouncedLimit.Said>) => void
+  /** Tells how many tokens the attempt used, before `end`: limits of tokens then count these, not the estimate. */
+  readonly used: (usage: RateLimit.Usage) => void
   /** Gives the key back; a lease that was never committed then counts as ignored. Later calls do nothing. */
   readonly end: Effect.Effect<void>
   /**
@@ -51,6 +57,8 @@ export interface Lease {
 export interface HeldLease extends Lease {
   /** Whether its answer belongs to the caller already. */
   readonly isCommitted: () => boolean
+  /** Says that the attempt begins: one that was never sent gives back what it took of limits. */
+  readonly begin: () => void
   readonly say: (outcome: Outcome.Outcome, end: boolean) => Effect.Effect<void>
 }
 
@@ -67,6 +75,7 @@ export const make = (
   clock: Clock.Clock
 ): HeldLease => {
   const phase = MutableRef.make<Phase>("open")
+  const told = MutableRef.make<Told>(nothingTold)
   /** Takes in what is said, if it still counts, and ends the lease if `end`. */
   const say = (outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> =>
     Effect.suspend(() => {
@@ -75,6 +84,8 @@ export const make = (
       const late = before === "succeeded" && outcome._tag === "Fault"
       const counted = before === "open" || late ? outcome : undefined
       if (counted === undefined && !end) return Effect.void
+      const { announced, begun, usage } = MutableRef.getAndSet(told, begunOnly)
+      const heard = { answered: before === "open", sent: begun, announced, usage }
       MutableRef.set(phase, end ? "ended" : counted?._tag === "Success" ? "succeeded" : "decided")
       const taken = (random: number) =>
         PoolCore.settle(
@@ -84,7 +95,9 @@ export const make = (
           counted,
           end,
           random,
-          (now) => counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now)
+          (now) =>
+            counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now),
+          heard
         )
       return counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
     })
@@ -95,6 +108,15 @@ export const make = (
     attempt,
     call: record.call,
     model: record.model,
+    announced: (announced) => {
+      MutableRef.update(told, (before) => ({ ...before, announced }))
+    },
+    used: (usage) => {
+      MutableRef.update(told, (before) => ({ ...before, usage }))
+    },
+    begin: () => {
+      MutableRef.set(told, begunOnly)
+    },
     commit: (outcome) => Effect.uninterruptible(say(outcome, false)),
     end,
     isCommitted: () => MutableRef.get(phase) === "succeeded",
@@ -102,6 +124,16 @@ export const make = (
     say
   }
 }
+
+/** What was told of an attempt, and is not taken in yet. */
+interface Told {
+  readonly begun: boolean
+  readonly announced: ReadonlyArray<AnnouncedLimit.Said>
+  readonly usage: RateLimit.Usage | undefined
+}
+
+const nothingTold: Told = { begun: false, announced: [], usage: undefined }
+const begunOnly: Told = { begun: true, announced: [], usage: undefined }
 
 type Phase = "open" | "succeeded" | "decided" | "ended"
 

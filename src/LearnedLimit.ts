@@ -3,7 +3,8 @@
  *
  * What a refusal tells is the instant when the next request fits. Between two such instants the provider let through as
  * many requests as were accepted, neither more nor fewer: that is its rate, exactly, whether it counts in windows or by
- * a bucket that fills all the time. The two differ in shape. After a window's end all of it is there at once, and after
+ * a bucket that fills all the time. The two differ in shape. What nobody asked for says
+ * nothing, so that only times of steady demand are measured. After a window's end all of it is there at once, and after
  * its last request there is nothing for the rest of it, however long. A bucket gives one request at a time: its wait is
  * never worth more than about one.
  *
@@ -33,6 +34,9 @@ export interface LearnedLimit {
   readonly due: number
   /** Where the present window began, if it is windows: told, or reckoned from the last that was. */
   readonly window: { readonly since: number; readonly leased: number; readonly accepted: number }
+  /** The last lease, and the longest time since `end` for which one could have begun and none did. */
+  readonly leasedAt: number
+  readonly idle: number
   /** Accepted since the last refusal. */
   readonly steady: number
   /** When it last had to do with anything. */
@@ -84,6 +88,8 @@ export const refused = (
     measured,
     due: end + slackOf(measured),
     window: { since: end, leased: 0, accepted: 0 },
+    leasedAt: end,
+    idle: 0,
     steady: 0,
     at: now
   }
@@ -103,6 +109,7 @@ const again = (self: LearnedLimit, end: number, told: boolean, now: number): Lea
     measured: later,
     due: end + slackOf(later),
     window: { ...self.window, since: end },
+    leasedAt: end,
     at: now
   }
 }
@@ -113,7 +120,7 @@ const measure = (
   end: number,
   waitMillis: number | undefined,
   now: number
-): Measured => {
+): Measured | undefined => {
   const millis = Math.max(1, end - self.end)
   // Servers that tell whole seconds round up.
   const wait = waitMillis === undefined ? 0 : waitMillis % 1000 === 0 ? Math.max(0, waitMillis - 1000) : waitMillis
@@ -125,6 +132,8 @@ const measure = (
     : last?.shape === "window" && now < end
     ? keptShape(last, millis)
     : "bucket"
+  // A bucket that was left alone may have run over: nobody knows what it would have let through.
+  if (shape === "bucket" && self.idle > longestIdle) return last
   const fresh: Measured = { shape, count, since: self.end, millis }
   if (last === undefined || last.shape !== shape) return fresh
   const rounding = waitMillis !== undefined && waitMillis % 1000 === 0 ? 1000 : 0
@@ -149,8 +158,11 @@ const keptShape = (last: Measured, millis: number): Measured["shape"] =>
 export const leased = (self: LearnedLimit, now: number): LearnedLimit => {
   const { measured } = self
   const window = windowAt(self, now)
+  const since = Math.max(self.leasedAt, measured?.shape === "bucket" ? self.due - burstMillis : self.end)
   return {
     ...self,
+    leasedAt: now,
+    idle: Math.max(self.idle, now - since),
     leased: self.leased + 1,
     due: measured?.shape === "bucket" ? Math.max(self.due, now) + intervalOf(self, measured) : self.due,
     window: { ...window, leased: window.leased + 1 },
@@ -195,7 +207,8 @@ export const gate = (self: LearnedLimit, now: number): Full | undefined => {
   if (isForgotten(self, now)) return undefined
   if (now < self.end) return { until: self.end, earliest: self.end }
   const { measured } = self
-  if (measured === undefined) return slowly(self.leased, self.accepted, self.end, now)
+  // After a guessed wait the pool returns slowly by itself.
+  if (measured === undefined) return self.told ? slowly(self.leased, self.accepted, self.end, now) : undefined
   if (measured.shape === "bucket") {
     const until = Math.ceil(self.due - slackOf(measured))
     return now >= until ? undefined : { until, earliest: until }
@@ -213,10 +226,10 @@ export const gate = (self: LearnedLimit, now: number): Full | undefined => {
   return window.since === self.end ? undefined : slowly(window.leased, window.accepted, window.since, now)
 }
 
-/** As many again as were accepted, or as seconds pass: nothing is known, or not for certain. */
+/** Two, and as many again as were accepted, or as seconds pass: nothing is known, or not for certain. */
 const slowly = (leased: number, accepted: number, since: number, now: number): Full | undefined => {
   const steps = Math.floor((now - since) / stepMillis)
-  return steps >= lastStep || leased < 2 ** steps + 2 * accepted
+  return steps >= lastStep || leased < 2 ** (steps + 1) + 2 * accepted
     ? undefined
     : { until: since + (steps + 1) * stepMillis, earliest: -Infinity }
 }
@@ -260,4 +273,5 @@ const longMeasure = 1_000
 const stepMillis = 1_000
 const lastStep = 10
 const burstMillis = 2_000
+const longestIdle = 3_000
 const memoryMillis = 600_000

@@ -7,6 +7,7 @@ import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
 import * as KeyState from "./KeyState.js"
+import * as Limits from "./Limits.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
 import * as RetryPolicy from "./RetryPolicy.js"
@@ -41,11 +42,11 @@ export const lease = (
   now: number
 ): Leased => {
   const state = now >= before.nextOpening ? Places.reopen(config, before, now) : before
-  const { model } = request
-  const barred = model !== undefined && PoolState.narrowed(state)
+  const barred = PoolState.narrowed(state, request.model)
     ? (slot: number) => {
       const key = SlotMap.get(state.slots, slot)
-      return key === undefined || PoolState.modelGate(config, state, key, model, now) !== undefined
+      return key === undefined ||
+        PoolState.ownGate(config, state, key, request.model, now, request.tokens) !== undefined
     }
     : undefined
   const picked = pick(config, state, request, barred, now)
@@ -53,7 +54,7 @@ export const lease = (
     const key = SlotMap.get(state.slots, picked.slot)
     if (key !== undefined) {
       const granted = grant(config, { ...state, index: picked.index }, key, request, now)
-      return state === before ? granted : { ...granted, reopened: true }
+      return state !== before && PoolState.hasMoved(before, state) ? { ...granted, reopened: true } : granted
     }
   }
   return floor(config, state, request, now)
@@ -88,12 +89,13 @@ const none = () => false
 /** Leases a key that may serve: takes the probe of its breaker, and the trial of any bench that has ended. */
 const grant = (
   config: PoolState.Config,
-  state: PoolState.PoolState,
-  key: KeyState.KeyState,
+  before: PoolState.PoolState,
+  free: KeyState.KeyState,
   request: PoolState.Request,
   now: number,
   floor = false
 ): Leased => {
+  const { key, reserved, state } = Limits.reserve(config, before, free, request, now)
   const id = state.leases + 1
   const call = request.call === 0 ? state.calls + 1 : request.call
   const calls = request.call === 0 ? call : state.calls
@@ -118,7 +120,8 @@ const grant = (
     startedAt: now,
     generation: breaker.generation,
     probe: probes,
-    floor
+    floor,
+    reserved
   }
   const counted: PoolState.PoolState = { ...state, leases: id, calls }
   if (!probes && !benched && KeyState.isPlain(leased) && (request.model === undefined || !PoolState.hasModels(state))) {
@@ -161,7 +164,7 @@ const floor = (
 const floorKey = (
   config: PoolState.Config,
   state: PoolState.PoolState,
-  request: Pick<PoolState.Request, "model" | "only">,
+  request: PoolState.Wants,
   now: number
 ): KeyState.KeyState | undefined => {
   const first = PoolState.nearest(config, state, request, now)
@@ -170,7 +173,7 @@ const floorKey = (
   let oldest: KeyState.KeyState | undefined
   for (const key of SlotMap.values(state.slots)) {
     if (request.only?.(key.key) === false || (oldest !== undefined && key.lastUsed >= oldest.lastUsed)) continue
-    const closed = PoolState.requestGate(config, state, key, request.model, now)
+    const closed = PoolState.requestGate(config, state, key, request.model, now, request.tokens)
     if (closed !== undefined && closed.breakableAt <= now) oldest = key
   }
   return oldest

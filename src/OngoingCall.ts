@@ -14,6 +14,7 @@ import type * as CallOptions from "./CallOptions.js"
 import { attemptsIn, DeadlineExceeded, emptyTrail, isPoolError, type Trail } from "./KeymeshError.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as PoolCore from "./PoolCore.js"
+import type * as RateLimit from "./RateLimit.js"
 
 /**
  * @since 0.1.0
@@ -28,6 +29,7 @@ export interface OngoingCall {
   readonly budgetEnd: number
   readonly maxWaitMillis: number
   readonly model: string | undefined
+  readonly tokens: RateLimit.Estimate | undefined
   readonly replayable: boolean | "never"
   readonly trail: MutableRef.MutableRef<Trail>
 }
@@ -43,6 +45,7 @@ export const make = (
   given: CallOptions.Settings,
   own: {
     readonly model?: string | undefined
+    readonly tokens?: RateLimit.Estimate | undefined
     readonly replayable?: boolean | "never" | undefined
     readonly trail?: MutableRef.MutableRef<Trail> | undefined
   },
@@ -59,6 +62,7 @@ export const make = (
     maxWaitMillis: (given.maxWait === undefined ? settings.maxWaitMillis : Duration.toMillis(given.maxWait)) ??
       Infinity,
     model: own.model ?? given.model,
+    tokens: given.tokens ?? own.tokens,
     replayable: own.replayable ?? given.replayable ?? true,
     trail: own.trail ?? MutableRef.make(emptyTrail)
   }

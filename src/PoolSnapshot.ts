@@ -8,6 +8,7 @@ import * as Schema from "effect/Schema"
 import * as Fault from "./Fault.js"
 import type * as KeyState from "./KeyState.js"
 import * as PoolState from "./PoolState.js"
+import * as RateLimit from "./RateLimit.js"
 
 const optional = <A, I>(schema: Schema.Schema<A, I>) => Schema.optionalWith(schema, { exact: true })
 
@@ -21,6 +22,21 @@ export const ClosedGate = Schema.Struct({
   gate: Schema.String,
   fault: optional(Fault.Kind),
   until: optional(Schema.Number)
+})
+
+/**
+ * What is left of a limit; of one model, if there is a `model`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const LimitLeft = Schema.Struct({
+  source: Schema.Literal("declared", "announced", "learned"),
+  unit: Schema.Literal("requests", "tokens", "input", "output"),
+  model: optional(Schema.String),
+  limit: optional(Schema.Number),
+  windowMillis: optional(Schema.Number),
+  remaining: optional(Schema.Number)
 })
 
 /**
@@ -44,6 +60,11 @@ export const KeySnapshot = Schema.Struct({
   closed: optional(ClosedGate),
   /** The models it may not serve now, beside. */
   closedModels: Schema.Array(Schema.Struct({ model: Schema.String, ...ClosedGate.fields })),
+  /**
+   * What is left of its limits, or of its group's, for all models or one: declared, announced by the provider, or learned
+   * from refusals (`limit` requests in `windowMillis`, as measured).
+   */
+  limits: Schema.Array(LimitLeft),
   inFlight: Schema.Number,
   /** Attempts ever started with it, and how they ended. */
   total: Schema.Number,
@@ -94,6 +115,8 @@ export type PoolSnapshot = typeof PoolSnapshot.Type
  * @category constructors
  */
 export const snapshotOf = (config: PoolState.Config, state: PoolState.PoolState, now: number): PoolSnapshot => {
+  const limited = [...HashMap.keys(state.rest.limits.models)]
+  const models = [...new Set([...HashMap.keys(state.rest.models), ...limited])]
   const keys = PoolState.keys(state).map((key): KeySnapshot => {
     const closed = PoolState.keyGate(config, state, key, now)
     const { breaker } = key
@@ -107,9 +130,16 @@ export const snapshotOf = (config: PoolState.Config, state: PoolState.PoolState,
       breaker: breaker._tag === "Closed" ? "closed" : breaker._tag === "Open" ? "open" : "half-open",
       ...(breaker._tag === "Open" && Number.isFinite(breaker.until) ? { breakerUntil: breaker.until } : {}),
       ...(closed === undefined ? {} : { closed: gateOf(closed) }),
-      closedModels: [...HashMap.keys(state.rest.models)].flatMap((model) => {
+      closedModels: models.flatMap((model) => {
         const gate = PoolState.modelGate(config, state, key, model, now)
         return gate === undefined ? [] : [{ model, ...gateOf(gate) }]
+      }),
+      limits: [undefined, ...limited].flatMap((model) => {
+        const limits = model === undefined
+          ? PoolState.partyLimits(state, key)
+          : PoolState.modelLimits(state, key, model)
+        const left = limits === undefined ? [] : RateLimit.left(limits, now)
+        return left.map((each) => model === undefined ? each : { ...each, model })
       }),
       inFlight: key.inFlight,
       total: key.total,

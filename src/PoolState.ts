@@ -16,6 +16,7 @@ import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
 import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
+import type * as RateLimit from "./RateLimit.js"
 import * as RetryPolicy from "./RetryPolicy.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Strategy from "./Strategy.js"
@@ -69,6 +70,7 @@ export interface Rest {
   readonly groups: HashMap.HashMap<string, Group>
   /** Cooldowns for one model only. */
   readonly models: HashMap.HashMap<string, ModelBenches>
+  readonly limits: Limits
   /** Whether some key may serve certain models only. */
   readonly restricted: boolean
   /** Counts the changes of keys that people want to hear of: not those that every call makes. */
@@ -116,6 +118,7 @@ export interface View {
   readonly slots: PoolState["slots"]
   readonly groups: Rest["groups"]
   readonly models: Rest["models"]
+  readonly limits: Limits
   readonly restricted: boolean
   readonly lanes: HashMap.HashMap<string, LaneView>
 }
@@ -127,7 +130,7 @@ export interface View {
  * @category models
  */
 export interface LaneView extends Nearest {
-  readonly request: Pick<Request, "model" | "only">
+  readonly request: Wants
   readonly open: ReadonlyArray<number>
   /** The keys of `at` and of `earliest`. */
   readonly atSlot: number
@@ -166,6 +169,47 @@ export interface ModelBenches {
 }
 
 /**
+ * The limits that are not of one key for all models.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Limits {
+  /** Of groups, for all models. */
+  readonly groups: HashMap.HashMap<string, RateLimit.RateLimit>
+  /** For one model. */
+  readonly models: HashMap.HashMap<string, ModelLimits>
+  /** Whether some limit for all models counts tokens, so that what a request costs decides which keys may serve it. */
+  readonly metered: boolean
+  /** Counts the models that came and went. */
+  readonly kinds: number
+}
+
+/**
+ * The limits of keys without a group, and of groups, for one model.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ModelLimits {
+  readonly keys: HashMap.HashMap<number, RateLimit.RateLimit>
+  readonly groups: HashMap.HashMap<string, RateLimit.RateLimit>
+  /** Whether some of them counts tokens. */
+  readonly metered: boolean
+}
+
+/**
+ * What was taken of limits for an attempt: of its party's for all models, and of those for its model.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Reserved {
+  readonly party: RateLimit.Reservation | undefined
+  readonly model: RateLimit.Reservation | undefined
+}
+
+/**
  * The right to make one attempt with one key.
  *
  * @since 0.1.0
@@ -183,6 +227,7 @@ export interface LeaseRecord {
   readonly probe: boolean
   /** Let through although the key is gated. */
   readonly floor: boolean
+  readonly reserved: Reserved | undefined
 }
 
 /**
@@ -199,9 +244,19 @@ export interface Request {
   readonly avoid: ReadonlyArray<number>
   /** Which keys may serve at all; absent: all. */
   readonly only: ((key: ApiKey.ApiKey) => boolean) | undefined
+  /** What it will use, as far as limits of tokens must know it before. */
+  readonly tokens?: RateLimit.Estimate | undefined
   readonly rotation: boolean
   readonly random: number
 }
+
+/**
+ * What of a request decides which keys may serve it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Wants = Pick<Request, "model" | "only" | "tokens">
 
 /**
  * A call that waits.
@@ -256,6 +311,7 @@ export const empty = (config: Config, now: number): PoolState => ({
     gated: Tournament.empty(opensFirst),
     groups: HashMap.empty(),
     models: HashMap.empty(),
+    limits: { groups: HashMap.empty(), models: HashMap.empty(), metered: false, kinds: 0 },
     restricted: false,
     moves: 0,
     breakersOpen: 0,
@@ -337,12 +393,46 @@ export const groupBench = (state: PoolState, key: KeyState.KeyState): KeyState.B
 export const hasModels = (state: PoolState): boolean => HashMap.size(state.rest.models) > 0
 
 /**
- * Whether some keys may serve some models only, for now or for good.
+ * Whether some keys that are open may still not serve such a request: for its model, or for what it costs.
  *
  * @since 0.1.0
  * @category getters
  */
-export const narrowed = (state: PoolState): boolean => state.rest.restricted || hasModels(state)
+export const narrowed = ({ rest }: PoolState, model: string | undefined): boolean =>
+  rest.limits.metered || (model !== undefined &&
+    (rest.restricted || HashMap.size(rest.models) > 0 || HashMap.size(rest.limits.models) > 0))
+
+/**
+ * The limits of a key's group, or of the key if it has none, for all models.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const partyLimits = (state: PoolState, key: KeyState.KeyState): RateLimit.RateLimit | undefined =>
+  key.key.quotaGroup === undefined
+    ? key.limits
+    : Option.getOrUndefined(HashMap.get(state.rest.limits.groups, key.key.quotaGroup))
+
+/**
+ * The limits of a key's group, or of the key if it has none, for one model.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const modelLimits = (
+  { rest }: PoolState,
+  { key, slot }: KeyState.KeyState,
+  model: string | undefined
+): RateLimit.RateLimit | undefined => {
+  if (model === undefined || HashMap.size(rest.limits.models) === 0) return undefined
+  const ofModel = HashMap.get(rest.limits.models, model)
+  if (ofModel._tag === "None") return undefined
+  return Option.getOrUndefined(
+    key.quotaGroup === undefined
+      ? HashMap.get(ofModel.value.keys, slot)
+      : HashMap.get(ofModel.value.groups, key.quotaGroup)
+  )
+}
 
 /**
  * Whether between two states a key came or went, or a gate opened or closed; but for those that each call may open and
@@ -369,10 +459,16 @@ export const keyGate = (
   key: KeyState.KeyState,
   now: number
 ): KeyState.Closed | undefined =>
-  KeyState.both(KeyState.gate(config, key, now), KeyState.benchGate(config, groupBench(state, key), now))
+  KeyState.both(
+    KeyState.gate(config, key, now),
+    key.key.quotaGroup === undefined ? undefined : KeyState.both(
+      KeyState.benchGate(config, groupBench(state, key), now),
+      KeyState.limitGate(partyLimits(state, key), undefined, now)
+    )
+  )
 
 /**
- * Every gate of a key for one model.
+ * Every gate of a key for a request.
  *
  * @since 0.1.0
  * @category gates
@@ -382,14 +478,34 @@ export const requestGate = (
   state: PoolState,
   key: KeyState.KeyState,
   model: string | undefined,
-  now: number
+  now: number,
+  tokens?: RateLimit.Estimate
 ): KeyState.Closed | undefined =>
-  model === undefined
-    ? keyGate(config, state, key, now)
-    : KeyState.both(keyGate(config, state, key, now), modelGate(config, state, key, model, now))
+  KeyState.both(keyGate(config, state, key, now), ownGate(config, state, key, model, now, tokens))
 
 /**
- * The gates of a key that hold for one model only.
+ * The gates of a key that hold for its model, or for what it costs; beside those for all requests.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const ownGate = (
+  config: Config,
+  state: PoolState,
+  key: KeyState.KeyState,
+  model: string | undefined,
+  now: number,
+  tokens: RateLimit.Estimate = unknownTokens
+): KeyState.Closed | undefined =>
+  KeyState.both(
+    state.rest.limits.metered ? KeyState.limitGate(partyLimits(state, key), tokens, now) : undefined,
+    model === undefined ? undefined : modelGate(config, state, key, model, now, tokens)
+  )
+
+const unknownTokens: RateLimit.Estimate = {}
+
+/**
+ * The gates of a key that hold for one model only; without `tokens`, those that hold for every request.
  *
  * @since 0.1.0
  * @category gates
@@ -399,14 +515,16 @@ export const modelGate = (
   state: PoolState,
   key: KeyState.KeyState,
   model: string,
-  now: number
+  now: number,
+  tokens?: RateLimit.Estimate
 ): KeyState.Closed | undefined => {
   if (key.key.models !== undefined && !key.key.models.has(model)) {
     return { gate: "model", until: Infinity, earliest: Infinity, breakableAt: Infinity, fault: undefined }
   }
+  const limit = KeyState.limitGate(modelLimits(state, key, model), tokens, now)
   const benches = HashMap.get(state.rest.models, model)
-  if (benches._tag === "None") return undefined
-  return KeyState.both(
+  if (benches._tag === "None") return limit
+  const bench = KeyState.both(
     KeyState.benchGate(config, Option.getOrUndefined(HashMap.get(benches.value.keys, key.slot)), now),
     key.key.quotaGroup === undefined
       ? undefined
@@ -416,6 +534,7 @@ export const modelGate = (
         now
       )
   )
+  return KeyState.both(bench, limit)
 }
 
 /**
@@ -429,10 +548,11 @@ export const hasOther = (
   state: PoolState,
   model: string | undefined,
   avoid: ReadonlyArray<number>,
-  now: number
+  now: number,
+  tokens?: RateLimit.Estimate
 ): boolean => {
   if (state.index.size === 0 && now < state.nextOpening) return false
-  if (now < state.nextOpening && (model === undefined || !narrowed(state))) {
+  if (now < state.nextOpening && !narrowed(state, model)) {
     let avoided = 0
     for (const slot of new Set(avoid)) {
       const key = SlotMap.get(state.slots, slot)
@@ -442,7 +562,7 @@ export const hasOther = (
   }
   return SlotMap.find(
     state.slots,
-    (key) => !avoid.includes(key.slot) && requestGate(config, state, key, model, now) === undefined
+    (key) => !avoid.includes(key.slot) && requestGate(config, state, key, model, now, tokens) === undefined
   ) !== undefined
 }
 
@@ -456,7 +576,7 @@ export const hasOther = (
 export const explain = (
   config: Config,
   state: PoolState,
-  request: Pick<Request, "model" | "only">,
+  request: Wants,
   now: number,
   except?: number
 ): { readonly reasons: ReadonlyArray<KeyReason>; readonly counts: Readonly<Record<string, number>> } => {
@@ -466,7 +586,7 @@ export const explain = (
   SlotMap.find(state.slots, (key) => {
     looked++
     if (key.slot === except) return false
-    const closed = requestGate(config, state, key, request.model, now)
+    const closed = requestGate(config, state, key, request.model, now, request.tokens)
     const gate: string = closed?.fault ?? closed?.gate ?? (request.only?.(key.key) === false ? "unsuited" : "eligible")
     if (gate === "eligible") return looked === explained
     counts[gate] = (counts[gate] ?? 0) + 1
@@ -518,7 +638,7 @@ export interface OpeningTime {
 export const opening = (
   config: Config,
   state: PoolState,
-  request: Pick<Request, "model" | "only">,
+  request: Wants,
   now: number
 ): OpeningTime => {
   return withFloor(config, state, nearest(config, state, request, now), now)
@@ -560,10 +680,10 @@ export interface Nearest extends OpeningTime {
 export const nearest = (
   config: Config,
   state: PoolState,
-  request: Pick<Request, "model" | "only">,
+  request: Wants,
   now: number
 ): Nearest => {
-  if (request.only === undefined && (request.model === undefined || !narrowed(state))) {
+  if (request.only === undefined && !narrowed(state, request.model)) {
     if (state.index.size > 0) return { at: now, earliest: now, breakableAt: Infinity }
     const first = Tournament.best(state.rest.gated)
     const key = first === undefined ? undefined : SlotMap.get(state.slots, first.slot)
@@ -581,7 +701,7 @@ export const nearest = (
   let breakableAt = Infinity
   const open = SlotMap.find(state.slots, (key) => {
     if (request.only?.(key.key) === false) return false
-    const closed = requestGate(config, state, key, request.model, now)
+    const closed = requestGate(config, state, key, request.model, now, request.tokens)
     if (closed === undefined) return true
     earliest = Math.min(earliest, closed.earliest)
     if (closed.until < at) {

@@ -95,6 +95,14 @@ export interface Closed extends DeclaredLimit.Full {
 }
 
 /**
+ * Nothing was leased yet.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const none: Totals = { requests: 0, input: 0, output: 0 }
+
+/**
  * Nothing is known.
  *
  * @since 0.1.0
@@ -104,7 +112,7 @@ export const empty: RateLimit = {
   declared: [],
   announced: [],
   learned: undefined,
-  leased: { requests: 0, input: 0, output: 0 },
+  leased: none,
   typical: undefined,
   at: -Infinity
 }
@@ -153,11 +161,9 @@ const kinds = [
  */
 export const costOf = (self: RateLimit, { input = 0, maxOutput }: Estimate): Usage => ({
   input,
-  output: Math.min(maxOutput ?? Infinity, self.typical?.output ?? maxOutput ?? unknownOutput)
+  // Of what nobody tells, nothing is counted.
+  output: Math.min(maxOutput ?? Infinity, self.typical?.output ?? maxOutput ?? 0)
 })
-
-/** Reserved for the output of a request that bounds it by nothing, before any usage was seen. */
-const unknownOutput = 512
 
 /**
  * Whether what a request costs decides when it fits: some limit counts tokens.
@@ -377,6 +383,56 @@ export const accepted = (self: RateLimit, leased: Totals, now: number): RateLimi
   self.learned === undefined
     ? self
     : { ...self, learned: LearnedLimit.accepted(self.learned, leased.requests, now), at: now }
+
+/**
+ * A limit as people see it: what is left of it now. What was learned has no number of its own.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Left {
+  readonly source: "declared" | "announced" | "learned"
+  readonly unit: DeclaredLimit.Unit
+  readonly limit?: number
+  readonly windowMillis?: number
+  readonly remaining?: number
+}
+
+/**
+ * What is left of each limit.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const left = (self: RateLimit, now: number): ReadonlyArray<Left> => [
+  ...self.declared.map((limit): Left => ({
+    source: "declared",
+    unit: limit.unit,
+    limit: limit.limit,
+    windowMillis: limit.windowMillis,
+    remaining: DeclaredLimit.remaining(limit, now)
+  })),
+  ...self.announced.map((limit): Left => ({
+    source: "announced",
+    unit: limit.unit,
+    ...(limit.limit === undefined ? {} : { limit: limit.limit }),
+    remaining: AnnouncedLimit.remaining(limit, total(limit.unit, self.leased), now)
+  })),
+  ...(self.learned?.measured === undefined ? [] : [{
+    source: "learned" as const,
+    unit: "requests" as const,
+    limit: self.learned.measured.count,
+    windowMillis: self.learned.measured.millis
+  }])
+]
+
+/**
+ * The limits without what was announced or learned: what is used of those that are declared is used.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const reset = (self: RateLimit): RateLimit => ({ ...self, announced: [], learned: undefined })
 
 /**
  * Whether nothing would be lost by forgetting it: nothing is declared, and it has not been asked about for ten minutes.

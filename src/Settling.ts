@@ -10,12 +10,16 @@ import * as CircuitEvents from "./CircuitEvents.js"
 import * as Cooldowns from "./Cooldowns.js"
 import * as Fault from "./Fault.js"
 import * as KeyState from "./KeyState.js"
+import * as Limits from "./Limits.js"
 import type * as Outcome from "./Outcome.js"
 import * as Places from "./Places.js"
 import * as PoolKeys from "./PoolKeys.js"
 import * as PoolState from "./PoolState.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Telemetry from "./Telemetry.js"
+
+/** An attempt that was sent, and of which nothing but its outcome is known. */
+const nothingHeard: Limits.Heard = { answered: true, sent: true, announced: [], usage: undefined }
 
 /**
  * Takes in what a lease's attempt said (`outcome`), and gives the key back (`end`). `random` is a uniform number in
@@ -26,16 +30,18 @@ import type * as Telemetry from "./Telemetry.js"
  */
 export const settle = (
   config: PoolState.Config,
-  state: PoolState.PoolState,
+  before: PoolState.PoolState,
   lease: PoolState.LeaseRecord,
   outcome: Outcome.Outcome | undefined,
   end: boolean,
   now: number,
-  random: number
+  random: number,
+  heard: Limits.Heard = nothingHeard
 ): PoolState.Changed => {
-  const key = SlotMap.get(state.slots, lease.slot)
+  const present = SlotMap.get(before.slots, lease.slot)
   // Nothing of a lease outlives its key, whoever has the slot now.
-  if (key === undefined || key.id !== lease.key.id) return { state, events: PoolState.noEvents }
+  if (present === undefined || present.id !== lease.key.id) return { state: before, events: PoolState.noEvents }
+  const { key, state } = Limits.settle(config, before, present, lease, outcome, heard, end, now)
   const given = end ? { ...key, inFlight: key.inFlight - 1 } : key
   switch (outcome?._tag) {
     case undefined: {

@@ -16,6 +16,8 @@ import type { Provider, RequestFacts } from "../providers/Provider.js"
 import * as Classifier from "./Classifier.js"
 import * as EventBody from "./EventBody.js"
 import * as Scrub from "./Scrub.js"
+import * as Usage from "./Usage.js"
+import * as WaitHint from "./WaitHint.js"
 
 /**
  * The function underneath that really sends; the shape of `fetch`.
@@ -205,6 +207,33 @@ const read = (
   response: Response,
   controller: AbortController
 ): Effect.Effect<Answer, NoAnswer> => {
+  const headers = WaitHint.headerMap(response.headers)
+  if (announces(headers)) {
+    return Effect.zipRight(
+      Effect.clockWith((clock) => {
+        const base = WaitHint.baseTime(headers, clock.unsafeCurrentTimeMillis())
+        return Effect.sync(() => lease.announced(WaitHint.readLimits(headers, base)))
+      }),
+      answered(environment, request, lease, secret, response, controller)
+    )
+  }
+  return answered(environment, request, lease, secret, response, controller)
+}
+
+/** Most answers of most servers announce nothing. */
+const announces = (headers: WaitHint.HeaderMap): boolean => {
+  for (const name of headers.keys()) if (name.includes("ratelimit")) return true
+  return false
+}
+
+const answered = (
+  environment: Environment,
+  request: PooledRequest,
+  lease: KeyPool.Lease,
+  secret: string,
+  response: Response,
+  controller: AbortController
+): Effect.Effect<Answer, NoAnswer> => {
   const type = response.headers.get("content-type") ?? ""
   if (response.status >= 400) return refusal(environment, secret, response, controller)
   if (response.body !== null && type.includes("text/event-stream")) {
@@ -322,6 +351,7 @@ const stream = (
           MutableRef.set(idleSince, now())
           const unlink = link(request.signal, controller, () => {})
           const unwatch = fork(lease.endWhenIdle(() => MutableRef.get(idleSince)))
+          let usage: Usage.Usage | undefined
           let uncollect = () => {}
           let close = () => {}
           const end = () => {
@@ -342,6 +372,10 @@ const stream = (
               fork(lease.commit(Outcome.fault(fault)))
             },
             ended: end,
+            event: (data) => {
+              usage = Usage.read(data, usage)
+              if (usage !== undefined) lease.used(usage)
+            },
             reading: (active) => MutableRef.set(idleSince, active ? undefined : now())
           })
           // Neither of these may hold the body, or it would never be collected.

@@ -185,6 +185,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           return Attempt.attempt(env, once, leased)
         }, {
           model: facts.model,
+          tokens: facts.tokens,
           replayable: request.reusable ? given.replayable ?? repeatable : "never",
           hold: (answer) => answer.holds,
           trail,

@@ -222,6 +222,7 @@ const call = (
       },
       {
         model: facts.model,
+        tokens: facts.tokens,
         replayable: isReusable(request.body) ? given.replayable ?? repeatable : "never",
         hold: ({ holds }) => holds,
         classify: (exit) => {
