@@ -158,7 +158,7 @@ const keptShape = (last: Measured, millis: number): Measured["shape"] =>
 export const leased = (self: LearnedLimit, now: number): LearnedLimit => {
   const { measured } = self
   const window = windowAt(self, now)
-  const since = Math.max(self.leasedAt, measured?.shape === "bucket" ? self.due - burstMillis : self.end)
+  const since = Math.max(self.leasedAt, measured?.shape === "bucket" ? self.due - slackOf(measured) : self.end)
   return {
     ...self,
     leasedAt: now,
@@ -256,7 +256,10 @@ const intervalOf = (self: LearnedLimit, measured: Measured): number =>
   measured.millis / measured.count / boldness(self, measured)
 
 /** How far ahead of the pace requests may come after a while without any. */
-const slackOf = (measured: Measured | undefined): number => measured?.shape === "bucket" ? burstMillis : 0
+const slackOf = (measured: Measured | undefined): number =>
+  measured?.shape === "bucket"
+    ? Math.max(burstMillis, burst * measured.millis / measured.count / (1 - caution))
+    : 0
 
 /** Whether it has had to do with nothing for so long that it counts no longer. */
 const isForgotten = (self: LearnedLimit, now: number): boolean => now >= Math.max(self.at, self.end) + memoryMillis
@@ -273,5 +276,7 @@ const longMeasure = 1_000
 const stepMillis = 1_000
 const lastStep = 10
 const burstMillis = 2_000
+/** With whatever pace, so many intervals. */
+const burst = 3.5
 const longestIdle = 3_000
 const memoryMillis = 600_000

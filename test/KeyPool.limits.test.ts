@@ -129,7 +129,7 @@ describe("A1: declared limits", () => {
       })
       yield* pool.run(() => Effect.void)
       const failed = yield* Effect.flip(pool.run(() => Effect.void))
-      assert.strictEqual(failed._tag, "AllKeysExhausted")
+      if (failed._tag !== "AllKeysExhausted") return assert.fail(failed._tag)
       assert.deepStrictEqual(failed.reasons.map(({ gate }) => gate), ["limit"])
       assert.strictEqual(failed.nextAvailableAt, (yield* Clock.currentTimeMillis) + 60_000)
     }))

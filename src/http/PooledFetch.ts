@@ -478,7 +478,7 @@ const honest = (error: PoolError): { readonly status: number; readonly code: str
   if (reasons.length > 0 && reasons.every((reason) => reason === "Unauthorized")) {
     return { status: 401, code: "keymesh_all_keys_unauthorized" }
   }
-  return reasons.some((reason) => reason === "RateLimited" || reason === "QuotaExhausted")
+  return reasons.some((reason) => reason === "RateLimited" || reason === "QuotaExhausted" || reason === "limit")
     ? { status: 429, code: "keymesh_all_keys_limited" }
     : { status: 503, code: "keymesh_all_keys_exhausted" }
 }
