@@ -133,7 +133,7 @@ const measure = (
     ? keptShape(last, millis)
     : "bucket"
   // A bucket that was left alone may have run over: nobody knows what it would have let through.
-  if (shape === "bucket" && self.idle > longestIdle) return last
+  if (shape === "bucket" && Math.max(self.idle, now - self.leasedAt) > longestIdle) return last
   const fresh: Measured = { shape, count, since: self.end, millis }
   if (last === undefined || last.shape !== shape) return fresh
   const rounding = waitMillis !== undefined && waitMillis % 1000 === 0 ? 1000 : 0
@@ -150,12 +150,13 @@ const keptShape = (last: Measured, millis: number): Measured["shape"] =>
   Math.abs(millis / last.millis - 1) <= agreement ? "window" : "bucket"
 
 /**
- * A lease begins.
+ * A lease begins. What has had nothing to do with any for ten minutes is forgotten.
  *
  * @since 0.1.0
  * @category steps
  */
-export const leased = (self: LearnedLimit, now: number): LearnedLimit => {
+export const leased = (self: LearnedLimit, now: number): LearnedLimit | undefined => {
+  if (isForgotten(self, now)) return undefined
   const { measured } = self
   const window = windowAt(self, now)
   const since = Math.max(self.leasedAt, measured?.shape === "bucket" ? self.due - slackOf(measured) : self.end)

@@ -48,6 +48,7 @@ describe("a snapshot", () => {
         retiring: false,
         breaker: "closed",
         closedModels: [],
+        limits: [],
         inFlight: 0,
         total: 0,
         successes: 0,
@@ -89,6 +90,7 @@ describe("a snapshot", () => {
       assert.deepStrictEqual<unknown>(stateOf(one), {
         closed: { gate: "cooldown", fault: "RateLimited", until: 60_020 },
         closedModels: [],
+        limits: [],
         enabled: true,
         inFlight: 0,
         retiring: false

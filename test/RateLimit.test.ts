@@ -304,6 +304,24 @@ describe("learned limits", () => {
     }
   }
 
+  it("A3: what a window holds is there at once when it begins, and no more until its end", () => {
+    const [one, first] = taken(RateLimit.empty)
+    let limits = RateLimit.refused(one, first.leased, 5_000, 0)
+    // 20 are accepted in 20 seconds, then none for 40.
+    for (let i = 0; i < 20; i++) {
+      const [next, { leased }] = taken(limits, {}, 5_000 + i * 1_000)
+      limits = RateLimit.accepted(next, leased, 5_500 + i * 1_000)
+    }
+    const [last, { leased }] = taken(limits, {}, 25_000)
+    limits = RateLimit.refused(last, leased, 39_999, 25_001)
+    expect(until(limits, 64_999)).toBe(65_000)
+    for (let i = 0; i < 20; i++) {
+      expect(until(limits, 65_000)).toBeUndefined()
+      limits = taken(limits, {}, 65_000)[0]
+    }
+    expect(until(limits, 65_000)).toBe(125_000)
+  })
+
   it("A3: a limit that has grown is found out", () => {
     const [small, large] = [bucket(60, 5), bucket(240, 5)]
     const ask: Provider = (now) => now < 120_000 ? small(now) : large(now)
@@ -328,6 +346,11 @@ describe("learned limits", () => {
     const [two] = taken(taken(limits, {}, 5_000)[0], {}, 5_000)
     expect(until(two, 5_000)).toBe(6_000)
     expect(until(two, 605_000)).toBeUndefined()
+    let later = two
+    for (let i = 0; i < 10; i++) {
+      expect(until(later, 605_000)).toBeUndefined()
+      later = taken(later, {}, 605_000)[0]
+    }
     expect(RateLimit.isIdle(two, 604_999)).toBe(false)
     expect(RateLimit.isIdle(two, 605_000)).toBe(true)
   })

@@ -88,7 +88,7 @@ describe("OpenAI", () => {
         Effect.provide(Live)
       )
       assert.deepStrictEqual(texts.map(({ text }) => text), Array(3).fill("You said: good morning"))
-      assert.strictEqual(yield* asked(fake), "abab")
+      assert.strictEqual(yield* asked(fake), "abb")
       assert.strictEqual(yield* held, 0)
     }))
 
@@ -146,7 +146,7 @@ describe("OpenAI", () => {
         assert.deepStrictEqual(toolResults.map(({ name }) => name), ["Weather"])
         assert.match(String(toolResults[0]?.result), /^sun in /)
       }
-      assert.strictEqual(yield* asked(fake), "abab")
+      assert.strictEqual(yield* asked(fake), "abb")
     }))
 
   live(
