@@ -90,7 +90,6 @@ describe("a snapshot", () => {
       assert.deepStrictEqual<unknown>(stateOf(one), {
         closed: { gate: "cooldown", fault: "RateLimited", until: 60_020 },
         closedModels: [],
-        limits: [],
         enabled: true,
         inFlight: 0,
         retiring: false
