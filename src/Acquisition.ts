@@ -9,10 +9,11 @@ import * as FiberId from "effect/FiberId"
 import * as MutableRef from "effect/MutableRef"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
+import * as Homes from "./Homes.js"
 import { AllKeysExhausted, PoolClosed } from "./KeymeshError.js"
 import type * as Limits from "./Limits.js"
 import * as MonotonicTime from "./MonotonicTime.js"
-import type { OngoingCall } from "./OngoingCall.js"
+import * as OngoingCall from "./OngoingCall.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolState from "./PoolState.js"
@@ -39,6 +40,33 @@ export interface Refused {
 }
 
 /**
+ * A key for the first attempt of a call that belongs with others: its conversation's own is waited for a little, if that
+ * is of use; then any may serve.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const acquireTogether = (
+  core: PoolCore.PoolCore,
+  restore: Restore,
+  call: OngoingCall.OngoingCall,
+  request: PoolState.Request
+): Effect.Effect<PoolState.LeaseRecord | Refused> =>
+  Effect.flatMap(Ref.get(core.state), (state) => {
+    const until = OngoingCall.waitUntil(call, call.startedAt)
+    const home = Homes.awaited(core.config, state, request, call.startedAt)
+    if (home === undefined) return acquire(core, restore, call, request, until)
+    const own: PoolState.Request = { ...request, only: ({ id }) => id === home }
+    return Effect.flatMap(
+      acquire(core, restore, call, own, Math.min(until, call.startedAt + Homes.patienceMillis)),
+      (acquired) =>
+        "_tag" in acquired && !acquired.closed
+          ? acquire(core, restore, call, { ...request, call: acquired.call }, until)
+          : Effect.succeed(acquired)
+    )
+  })
+
+/**
  * A key for the next attempt of a call: at once, or after waiting until `until` at most. Runs uninterruptibly but for
  * the wait.
  *
@@ -48,7 +76,7 @@ export interface Refused {
 export const acquire = (
   core: PoolCore.PoolCore,
   restore: Restore,
-  call: OngoingCall,
+  call: OngoingCall.OngoingCall,
   request: PoolState.Request,
   until: number
 ): Effect.Effect<PoolState.LeaseRecord | Refused> => {
@@ -91,23 +119,24 @@ export const acquire = (
 }
 
 /**
- * Why a call got no key, as its error.
+ * Why a call got no key, as its error; `only` are the keys that could serve it at all, absent: all.
  *
  * @since 0.1.0
  * @category errors
  */
 export const refusal = (
   { config, state, telemetry }: PoolCore.PoolCore,
-  call: OngoingCall,
-  refused: Refused
+  call: OngoingCall.OngoingCall,
+  refused: Refused,
+  only?: PoolState.Request["only"]
 ): Effect.Effect<never, AllKeysExhausted | PoolClosed> =>
   Effect.flatMap(Ref.get(state), (current): Effect.Effect<never, AllKeysExhausted | PoolClosed> => {
     const now = MonotonicTime.nowOf(call.clock)
     MutableRef.set(call.number, refused.call)
     const trail = MutableRef.get(call.trail)
     if (refused.closed) return new PoolClosed({ pool: config.pool, trail })
-    const request = { model: call.model, only: undefined, tokens: call.tokens }
-    const { counts, reasons } = PoolState.explain(config, current, request, now)
+    const request = { model: call.model, only, tokens: call.tokens }
+    const { counts, reasons } = PoolState.explain(config, current, request, now, undefined, "affinity")
     const { at } = PoolState.opening(config, current, request, now)
     const nextAvailableAt = Number.isFinite(at) ? at : undefined
     return Effect.zipRight(
@@ -148,7 +177,11 @@ const tellWaiting = (
 const unsent: Limits.Heard = { answered: true, sent: false, announced: [], usage: undefined }
 
 /** A waiter that was interrupted leaves the queue; a key that it was given meanwhile goes to the next one. */
-const abandon = (core: PoolCore.PoolCore, { clock }: OngoingCall, waiter: PoolState.Waiter): Effect.Effect<void> =>
+const abandon = (
+  core: PoolCore.PoolCore,
+  { clock }: OngoingCall.OngoingCall,
+  waiter: PoolState.Waiter
+): Effect.Effect<void> =>
   Effect.flatMap(
     Ref.modify(core.state, (before) => [
       WaitingLine.isWaiting(before, waiter),

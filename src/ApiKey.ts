@@ -13,7 +13,18 @@ import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import type { ConfigurationError } from "./KeymeshError.js"
-import { below, type Checked, finite, hasControl, integer, positive, refuse, refuseUnknown, text } from "./Settings.js"
+import {
+  below,
+  type Checked,
+  finite,
+  hasControl,
+  integer,
+  nonNegative,
+  positive,
+  refuse,
+  refuseUnknown,
+  text
+} from "./Settings.js"
 
 /**
  * What a key is declared to be allowed. Each is absent when not declared.
@@ -55,9 +66,17 @@ export interface ApiKey {
   readonly baseUrl: string | undefined
   /** The models it may serve; absent: all. */
   readonly models: ReadonlySet<string> | undefined
-  /** Relative price of using it (default 1). */
+  /** Relative price of using it (default 1; 0: free). */
   readonly costTier: number
 }
+
+/**
+ * The quota group of a key; a key without one is a group by itself, under its id.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const groupOf = (key: ApiKey): string => key.quotaGroup ?? key.id
 
 /**
  * How a key is given.
@@ -124,7 +143,7 @@ export const make = (input: Input, position = 0, path = "key"): Either.Either<Ap
       headers: yield* headersOf(options.headers ?? {}, `${path}.headers`),
       baseUrl,
       models: options.models === undefined ? undefined : yield* modelsOf(options.models, `${path}.models`),
-      costTier: yield* positive(options.costTier ?? 1, `${path}.costTier`)
+      costTier: yield* nonNegative(options.costTier ?? 1, `${path}.costTier`)
     }
   })
 }

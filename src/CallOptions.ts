@@ -9,7 +9,8 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { dual } from "effect/Function"
 import * as Predicate from "effect/Predicate"
-import type { ConfigurationError } from "./KeymeshError.js"
+import * as AsyncContext from "./AsyncContext.js"
+import { ConfigurationError } from "./KeymeshError.js"
 import * as PoolSettings from "./PoolSettings.js"
 import type * as RateLimit from "./RateLimit.js"
 import * as Checks from "./Settings.js"
@@ -39,6 +40,12 @@ export interface Settings {
   readonly tokens?: RateLimit.Estimate | undefined
   /** Whether it may be sent again after a fault that leaves open whether it was processed. */
   readonly replayable?: boolean | undefined
+  /**
+   * A name for calls that belong together, such as the id of a conversation: they go to the same key while that may
+   * serve and is not busier than the others, so that what the provider has cached is used again. A key that soon may
+   * serve is waited for, 2 seconds at most; then the calls move to another key and stay there.
+   */
+  readonly affinity?: string | undefined
 }
 
 /**
@@ -100,11 +107,69 @@ export const withDeadline: {
     )
 )
 
-const inside = <A, E, R>(self: Effect.Effect<A, E, R>, settings: Settings): Effect.Effect<A, E, R> =>
-  Effect.flatMap(CallOptions, (outer) => {
-    const said = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined))
-    return Effect.provideService(self, CallOptions, { ...outer, ...said })
+/**
+ * Calls that belong together: those of the same name go to the same key while it may serve. An empty name, or one that
+ * is no text, is a defect, as with `withOptions`.
+ *
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import * as CallOptions from "effect-keymesh/CallOptions"
+ *
+ * const turn = Effect.succeed("a pooled call").pipe(CallOptions.withAffinity("conversation-42"))
+ * ```
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const withAffinity: {
+  (affinity: string): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, affinity: string): Effect.Effect<A, E, R>
+} = dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, affinity: string): Effect.Effect<A, E, R> => withOptions(self, { affinity })
+)
+
+/**
+ * The header by which a single request says its affinity, where there is no effect to say it: programs that use an SDK
+ * or `fetch` as they are. It wins over what is said around the call, and is not sent to the provider.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const affinityHeader = "x-keymesh-affinity"
+
+/**
+ * Runs a function of plain code; the settings hold for the pooled requests that it makes, for as long as what it has
+ * started runs, and win over what is given further out. Only where the platform has asynchronous contexts (Node.js,
+ * Deno, Bun). Throws the `ConfigurationError` that `withOptions` dies of, and one where there are no such contexts.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const runWith = <A>(settings: Settings, f: () => A): A => {
+  const checked = check(settings)
+  if (Either.isLeft(checked)) throw checked.left
+  const outer = around.get()
+  return around.run({ ...outer, ...given(settings) }, () => {
+    if (around.get() !== undefined) return f()
+    throw new ConfigurationError({ field: "options", problem: "this platform has no asynchronous contexts" })
   })
+}
+
+/**
+ * The settings that plain code runs with.
+ *
+ * @since 0.1.0
+ * @category references
+ */
+export const around: AsyncContext.AsyncContext<Settings> = AsyncContext.make()
+
+const inside = <A, E, R>(self: Effect.Effect<A, E, R>, settings: Settings): Effect.Effect<A, E, R> =>
+  Effect.flatMap(CallOptions, (outer) => Effect.provideService(self, CallOptions, { ...outer, ...given(settings) }))
+
+const given = (settings: Settings): Settings =>
+  Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined))
 
 /** The check of each setting, by its name. */
 const checks: { readonly [Name in keyof Settings]-?: (value: unknown, path: string) => Checks.Checked<unknown> } = {
@@ -120,6 +185,7 @@ const checks: { readonly [Name in keyof Settings]-?: (value: unknown, path: stri
         if (value[name] !== undefined) yield* Checks.nonNegative(value[name], `${path}.${name}`)
       }
     }),
+  affinity: Checks.text,
   replayable: (value, path) =>
     Predicate.isBoolean(value) ? Either.right(value) : Checks.refuse(path, "must be true or false")
 }

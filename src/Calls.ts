@@ -16,10 +16,11 @@ import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
 import * as Acquisition from "./Acquisition.js"
-import type * as ApiKey from "./ApiKey.js"
+import * as ApiKey from "./ApiKey.js"
 import { CallOptions } from "./CallOptions.js"
 import type * as Fault from "./Fault.js"
 import * as HeldLease from "./HeldLease.js"
+import * as Homes from "./Homes.js"
 import { appendTrail, BudgetExceeded, type PoolError, type Trail } from "./KeymeshError.js"
 import * as Leasing from "./Leasing.js"
 import * as MonotonicTime from "./MonotonicTime.js"
@@ -45,11 +46,21 @@ export interface RunOptions<A, E> {
   readonly model?: string | undefined
   /** The tokens it will use, for keys whose limits count them. */
   readonly tokens?: RateLimit.Estimate | undefined
+  /** What it asks for, as the events of its attempts tell it: such as `POST /chat/completions`. */
+  readonly operation?: string | undefined
   /**
    * Whether it may be sent again after a fault that leaves open whether it was processed (default true); `"never"`: not
    * even after a refusal, because its body can be sent only once.
    */
   readonly replayable?: boolean | "never" | undefined
+  /** A name for calls that belong together; as `CallOptions.affinity`, and wins over it. */
+  readonly affinity?: string | undefined
+  /**
+   * The stored resources that it names, by the provider's ids. It goes to the group that is known to have the first of
+   * them of which that is known, and to no other; if nothing is known, each group is asked once, as long as they answer
+   * that they do not have it (`Rejected` with status 404 or `failover`). `Lease.remember` makes them known.
+   */
+  readonly resources?: ReadonlyArray<string> | undefined
   /**
    * Keeps the lease when the effect succeeds (with such a value), for answers whose body is still to come: whoever gets
    * the answer must run `lease.end`. Default false.
@@ -91,11 +102,9 @@ export const lease = (core: PoolCore.PoolCore): Effect.Effect<HeldLease.HeldLeas
     const given = yield* CallOptions
     const call = OngoingCall.make(core, given, {}, clock)
     const random = core.config.strategy.randomised ? yield* Random.next : 0
-    const request = { ...firstRequest, model: call.model, tokens: call.tokens, random }
-    const until = OngoingCall.waitUntil(call, call.startedAt)
     const waiting = Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
-        const acquired = yield* Acquisition.acquire(core, restore, call, request, until)
+        const acquired = yield* start(core, restore, call, random, undefined)
         if ("_tag" in acquired) return yield* Acquisition.refusal(core, call, acquired)
         const lease = HeldLease.make(core, acquired, 1, clock)
         // What is done with it nobody knows.
@@ -136,16 +145,24 @@ const first = <A, E, R>(
   call: OngoingCall.OngoingCall,
   work: Work<A, E, R>
 ): Effect.Effect<A, E | PoolError, R> => {
+  const go = (record: PoolState.LeaseRecord, only?: PoolState.Request["only"]) =>
+    Effect.flatMap(
+      attempt(core, call, work, record, 1, call.startedAt),
+      (result): Effect.Effect<A, E | PoolError, R> =>
+        result instanceof Again ? rescue(core, call, work, result, only) : Effect.succeed(result)
+    )
   const begin = (random: number): Effect.Effect<A, E | PoolError, R> => {
-    const request = random === 0 && call.model === undefined && call.tokens === undefined
-      ? firstRequest
-      : { ...firstRequest, model: call.model, tokens: call.tokens, random }
-    const go = (record: PoolState.LeaseRecord) =>
-      Effect.flatMap(
-        attempt(core, call, work, record, 1, call.startedAt),
-        (result): Effect.Effect<A, E | PoolError, R> =>
-          result instanceof Again ? rescue(core, call, work, result) : Effect.succeed(result)
-      )
+    if (call.affinity !== undefined) {
+      return Effect.flatMap(within(core, call), (only) =>
+        Effect.flatMap(
+          start(core, work.restore, call, random, only),
+          (acquired) => "_tag" in acquired ? Acquisition.refusal(core, call, acquired, only) : go(acquired, only)
+        ))
+    }
+    const request =
+      random === 0 && call.model === undefined && call.operation === undefined && call.tokens === undefined
+        ? firstRequest
+        : { ...firstRequest, model: call.model, operation: call.operation, tokens: call.tokens, random }
     return Effect.flatMap(
       Ref.modify(core.state, (before): readonly [Leasing.Leased | undefined, PoolState.PoolState] => {
         // Somebody waits, or nothing may start any more: `acquire` sorts that out.
@@ -169,6 +186,28 @@ const first = <A, E, R>(
   }
   return core.config.strategy.randomised ? Effect.flatMap(Random.next, begin) : begin(0)
 }
+
+/** A key for the first attempt of a call, off the short path. */
+const start = (
+  core: PoolCore.PoolCore,
+  restore: Acquisition.Restore,
+  call: OngoingCall.OngoingCall,
+  random: number,
+  only: PoolState.Request["only"]
+): Effect.Effect<PoolState.LeaseRecord | Acquisition.Refused> => {
+  const { affinity, model, operation, tokens } = call
+  const request: PoolState.Request = { ...firstRequest, model, operation, tokens, random, only, affinity }
+  return affinity?.conversation === undefined
+    ? Acquisition.acquire(core, restore, call, request, OngoingCall.waitUntil(call, call.startedAt))
+    : Acquisition.acquireTogether(core, restore, call, request)
+}
+
+/** The keys that can serve a call at all, where that is known of the resources which it names: those of one group. */
+const within = (core: PoolCore.PoolCore, { affinity, startedAt }: OngoingCall.OngoingCall) =>
+  Effect.map(Ref.get(core.state), (state): PoolState.Request["only"] => {
+    const group = affinity === undefined ? undefined : Homes.groupWith(state, affinity.resources, startedAt)
+    return group === undefined ? undefined : (key) => ApiKey.groupOf(key) === group
+  })
 
 /** One attempt with a leased key: its value, or a fault after which the call may try again. */
 const attempt = <A, E, R>(
@@ -261,7 +300,8 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   core: PoolCore.PoolCore,
   call: OngoingCall.OngoingCall,
   work: Work<A, E, R>,
-  first: Again<A, E>
+  first: Again<A, E>,
+  within: PoolState.Request["only"]
 ) {
   const { config, settings, state, telemetry } = core
   const { clock } = call
@@ -271,6 +311,11 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   let stepper = RetryPolicy.start(settings.retry)
   let avoid: ReadonlyArray<number> = []
   let graced = false
+  const resources = call.affinity?.resources ?? noResources
+  const searching = resources.length > 0 && within === undefined
+  /** The groups that do not have what the call names. */
+  const without = new Set<string>()
+  const mayHave = (key: ApiKey.ApiKey): boolean => !without.has(ApiKey.groupOf(key))
 
   const denied = (reason: "time" | "tokens") =>
     telemetry.publish([{
@@ -296,9 +341,18 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
 
   for (;;) {
     const now = MonotonicTime.nowOf(clock)
-    const [decision, spent] = RetryDecision.decide(settings, progress, tried.fault, call.replayable)
+    const [decision, spent] = RetryDecision.decide(settings, progress, tried.fault, call.replayable, searching)
     progress = spent
-    if (decision._tag === "Stop") return yield* tried.exit
+    if (decision._tag === "Stop") {
+      // It was known to be there, and is not: next time it is looked for.
+      if (within !== undefined && RetryDecision.isNotHere(tried.fault)) {
+        yield* PoolCore.step(core, (state) => ({
+          state: Homes.unlearn(state, resources),
+          events: PoolState.noEvents
+        }))
+      }
+      return yield* tried.exit
+    }
     // An attempt that ran for long may have used up the budget by itself: its fault still earns one more, at once.
     const long = !graced && now - tried.record.startedAt > graceMillis
     let spentBudget: boolean = now >= call.budgetEnd
@@ -336,18 +390,33 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     }
     if (spentBudget && !long) return yield* outOfBudget("call")
     graced = graced || spentBudget
-    const only = decision._tag === "Elsewhere" ? suited(decision.where, tried.record.key) : undefined
+    const isElsewhere = decision._tag === "Elsewhere"
+    if (isElsewhere && decision.where === "untried-group") without.add(ApiKey.groupOf(tried.record.key))
+    const only = both(
+      without.size > 0 ? mayHave : within,
+      isElsewhere && decision.where !== "untried-group" ? suited(decision.where, tried.record.key) : undefined
+    )
     const random = config.strategy.randomised ? yield* Random.next : 0
     const waitingSince = MonotonicTime.nowOf(clock)
     const acquired = yield* Acquisition.acquire(
       core,
       work.restore,
       call,
-      { call: number, model: call.model, tokens: call.tokens, avoid, only, rotation: true, random },
-      only !== undefined || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
+      {
+        call: number,
+        model: call.model,
+        operation: call.operation,
+        tokens: call.tokens,
+        avoid,
+        only,
+        affinity: call.affinity,
+        rotation: true,
+        random
+      },
+      isElsewhere || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
     )
     if ("_tag" in acquired) {
-      return yield* only === undefined ? Acquisition.refusal(core, call, acquired) : tried.exit
+      return yield* isElsewhere ? tried.exit : Acquisition.refusal(core, call, acquired, only)
     }
     if (acquired.slot !== tried.record.slot && telemetry.listened()) {
       yield* telemetry.publish([{
@@ -372,10 +441,14 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
 
 /** Which keys may serve a request that this one could not. */
 const suited = (where: "other-group" | "higher-limit", failed: ApiKey.ApiKey) => (key: ApiKey.ApiKey): boolean => {
-  const group = (key: ApiKey.ApiKey) => key.quotaGroup ?? key.id
-  if (where === "other-group") return group(key) !== group(failed)
+  if (where === "other-group") return ApiKey.groupOf(key) !== ApiKey.groupOf(failed)
   return (key.limits.tokensPerMinute ?? 0) > (failed.limits.tokensPerMinute ?? 0)
 }
+
+const both = (a: PoolState.Request["only"], b: PoolState.Request["only"]): PoolState.Request["only"] =>
+  a === undefined ? b : b === undefined ? a : (key) => a(key) && b(key)
+
+const noResources: ReadonlyArray<string> = []
 
 /** An attempt longer than this earns one more when it used up the budget. */
 const graceMillis = 30_000

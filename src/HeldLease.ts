@@ -8,7 +8,8 @@ import * as Effect from "effect/Effect"
 import * as MutableRef from "effect/MutableRef"
 import * as Random from "effect/Random"
 import type * as AnnouncedLimit from "./AnnouncedLimit.js"
-import type * as ApiKey from "./ApiKey.js"
+import * as ApiKey from "./ApiKey.js"
+import * as Homes from "./Homes.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
@@ -32,13 +33,18 @@ export interface Lease {
   readonly model: string | undefined
   /**
    * Says what the attempt's answer means, as soon as it is known. The first one counts; a fault after a success is
-   * taken in as a late one.
+   * taken in as a late one, also when the lease has ended: a body may break off that is read later.
    */
   readonly commit: (outcome: Outcome.Outcome) => Effect.Effect<void>
   /** Tells what the answer's headers announce of limits, before `commit`: it is taken in with it. */
   readonly announced: (limits: ReadonlyArray<AnnouncedLimit.Said>) => void
   /** Tells how many tokens the attempt used, before `end`: limits of tokens then count these, not the estimate. */
   readonly used: (usage: RateLimit.Usage) => void
+  /**
+   * Says that the answer names these stored resources, by the provider's ids: files, batches, stored answers. Calls that
+   * name one of them go to the key's group from now on (`RunOptions.resources`).
+   */
+  readonly remember: (resources: ReadonlyArray<string>) => Effect.Effect<void>
   /** Gives the key back; a lease that was never committed then counts as ignored. Later calls do nothing. */
   readonly end: Effect.Effect<void>
   /**
@@ -74,26 +80,29 @@ export const make = (
   attempt: number,
   clock: Clock.Clock
 ): HeldLease => {
-  const phase = MutableRef.make<Phase>("open")
+  const phase = MutableRef.make<Phase>({ said: "nothing", ended: false })
   const told = MutableRef.make<Told>(nothingTold)
   /** Takes in what is said, if it still counts, and ends the lease if `end`. */
   const say = (outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> =>
     Effect.suspend(() => {
-      const before = MutableRef.get(phase)
-      if (before === "ended") return Effect.void
-      const late = before === "succeeded" && outcome._tag === "Fault"
-      const counted = before === "open" || late ? outcome : undefined
-      if (counted === undefined && !end) return Effect.void
+      const { ended, said } = MutableRef.get(phase)
+      const late = said === "success" && outcome._tag === "Fault"
+      const counted = late || (said === "nothing" && !ended) ? outcome : undefined
+      const ends = end && !ended
+      if (counted === undefined && !ends) return Effect.void
       const { announced, begun, usage } = MutableRef.getAndSet(told, begunOnly)
-      const heard = { answered: before === "open", sent: begun, announced, usage }
-      MutableRef.set(phase, end ? "ended" : counted?._tag === "Success" ? "succeeded" : "decided")
+      const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage }
+      MutableRef.set(phase, {
+        ended: ended || ends,
+        said: counted === undefined ? said : counted._tag === "Success" ? "success" : "else"
+      })
       const taken = (random: number) =>
         PoolCore.settle(
           core,
           record,
           clock,
           counted,
-          end,
+          ends,
           random,
           (now) =>
             counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now),
@@ -117,9 +126,16 @@ export const make = (
     begin: () => {
       MutableRef.set(told, begunOnly)
     },
+    remember: (resources) =>
+      resources.length === 0 ? Effect.void : Effect.asVoid(
+        PoolCore.step(core, (state, now) => ({
+          state: Homes.learn(state, resources, ApiKey.groupOf(record.key), now),
+          events: PoolState.noEvents
+        }))
+      ),
     commit: (outcome) => Effect.uninterruptible(say(outcome, false)),
     end,
-    isCommitted: () => MutableRef.get(phase) === "succeeded",
+    isCommitted: () => MutableRef.get(phase).said === "success" && !MutableRef.get(phase).ended,
     endWhenIdle: (idleSince) => endWhenIdle(end, idleSince, core.settings.streamIdleMillis),
     say
   }
@@ -135,7 +151,10 @@ interface Told {
 const nothingTold: Told = { begun: false, announced: [], usage: undefined }
 const begunOnly: Told = { begun: true, announced: [], usage: undefined }
 
-type Phase = "open" | "succeeded" | "decided" | "ended"
+interface Phase {
+  readonly said: "nothing" | "success" | "else"
+  readonly ended: boolean
+}
 
 /** Ends a lease once nobody has read for `idleMillis`. */
 const endWhenIdle = Effect.fnUntraced(function*(
@@ -166,7 +185,8 @@ export const attemptOf = (core: PoolCore.PoolCore, record: PoolState.LeaseRecord
   label: record.key.label,
   call: record.call,
   attempt,
-  ...(record.model === undefined ? {} : { model: record.model })
+  ...(record.model === undefined ? {} : { model: record.model }),
+  ...(record.operation === undefined ? {} : { operation: record.operation })
 })
 
 /**

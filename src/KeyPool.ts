@@ -14,7 +14,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
-import type * as Stream from "effect/Stream"
+import * as Stream from "effect/Stream"
 import * as Calls from "./Calls.js"
 import type { RunOptions } from "./Calls.js"
 import type * as CircuitBreaker from "./CircuitBreaker.js"
@@ -189,7 +189,7 @@ const fromResolved = (
 ): Effect.Effect<Service, never, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore> =>
   Effect.gen(function*() {
     const core = yield* PoolCore.make(resolved)
-    yield* PoolUpkeep.start(core)
+    const loading = yield* PoolUpkeep.start(core)
     const pool: Service = {
       name: core.config.pool,
       run: (use, options) => Calls.run(core, use, options ?? {}),
@@ -204,5 +204,13 @@ const fromResolved = (
       drain: (id) => PoolControls.drain(core, id),
       reset: (id) => PoolControls.reset(core, id)
     }
-    return pool
+    return loading === undefined ? pool : afterLoading(pool, loading)
   })
+
+/** A pool whose record is still being loaded: it picks no key before it knows what was held against each. */
+const afterLoading = (pool: Service, loading: Effect.Effect<void>): Service => ({
+  ...pool,
+  run: (use, options) => Effect.zipRight(loading, pool.run(use, options)),
+  stream: (use, options) => Stream.unwrap(Effect.as(loading, pool.stream(use, options))),
+  lease: Effect.zipRight(loading, pool.lease)
+})

@@ -3,9 +3,11 @@
  *
  * @since 0.1.0
  */
+import type * as Affinity from "./Affinity.js"
 import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
+import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Limits from "./Limits.js"
 import * as Places from "./Places.js"
@@ -42,6 +44,7 @@ export const lease = (
   now: number
 ): Leased => {
   const state = now >= before.nextOpening ? Places.reopen(config, before, now) : before
+  const { affinity } = request
   const barred = PoolState.narrowed(state, request.model)
     ? (slot: number) => {
       const key = SlotMap.get(state.slots, slot)
@@ -49,15 +52,24 @@ export const lease = (
         PoolState.ownGate(config, state, key, request.model, now, request.tokens) !== undefined
     }
     : undefined
-  const picked = pick(config, state, request, barred, now)
+  const seat = affinity === undefined ? undefined : Homes.seat(
+    state,
+    affinity,
+    (key) =>
+      key.gatedUntil === undefined && !request.avoid.includes(key.slot) && barred?.(key.slot) !== true &&
+      request.only?.(key.key) !== false,
+    now
+  )
+  const picked = seat?.key ?? pick(config, state, request, barred, now)
   if (picked !== undefined) {
     const key = SlotMap.get(state.slots, picked.slot)
     if (key !== undefined) {
-      const granted = grant(config, { ...state, index: picked.index }, key, request, now)
+      const index = "index" in picked ? picked.index : state.index
+      const granted = grant(config, { ...state, index }, key, request, now, seat?.bond)
       return state !== before && PoolState.hasMoved(before, state) ? { ...granted, reopened: true } : granted
     }
   }
-  return floor(config, state, request, now)
+  return floor(config, state, request, now, seat?.bond)
 }
 
 const pick = (
@@ -93,6 +105,7 @@ const grant = (
   free: KeyState.KeyState,
   request: PoolState.Request,
   now: number,
+  affinity: Affinity.Bond | undefined,
   floor = false
 ): Leased => {
   const { key, reserved, state } = Limits.reserve(config, before, free, request, now)
@@ -117,11 +130,13 @@ const grant = (
     key: key.key,
     call,
     model: request.model,
+    operation: request.operation,
     startedAt: now,
     generation: breaker.generation,
     probe: probes,
     floor,
-    reserved
+    reserved,
+    affinity
   }
   const counted: PoolState.PoolState = { ...state, leases: id, calls }
   if (!probes && !benched && KeyState.isPlain(leased) && (request.model === undefined || !PoolState.hasModels(state))) {
@@ -140,7 +155,8 @@ const floor = (
   config: PoolState.Config,
   state: PoolState.PoolState,
   request: PoolState.Request,
-  now: number
+  now: number,
+  affinity: Affinity.Bond | undefined
 ): Leased => {
   const refused: Leased = { state, lease: undefined, events: PoolState.noEvents }
   if (config.floorMillis === undefined || now < state.rest.floorAt + config.floorMillis) return refused
@@ -152,6 +168,7 @@ const floor = (
     key,
     request,
     now,
+    affinity,
     true
   )
   return {

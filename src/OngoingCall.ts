@@ -10,6 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
+import * as Affinity from "./Affinity.js"
 import type * as CallOptions from "./CallOptions.js"
 import { attemptsIn, DeadlineExceeded, emptyTrail, isPoolError, type Trail } from "./KeymeshError.js"
 import * as MonotonicTime from "./MonotonicTime.js"
@@ -30,7 +31,10 @@ export interface OngoingCall {
   readonly maxWaitMillis: number
   readonly model: string | undefined
   readonly tokens: RateLimit.Estimate | undefined
+  readonly operation: string | undefined
   readonly replayable: boolean | "never"
+  /** Where it would rather be; absent: anywhere. */
+  readonly affinity: Affinity.Wish | undefined
   readonly trail: MutableRef.MutableRef<Trail>
 }
 
@@ -46,7 +50,10 @@ export const make = (
   own: {
     readonly model?: string | undefined
     readonly tokens?: RateLimit.Estimate | undefined
+    readonly operation?: string | undefined
     readonly replayable?: boolean | "never" | undefined
+    readonly affinity?: string | undefined
+    readonly resources?: ReadonlyArray<string> | undefined
     readonly trail?: MutableRef.MutableRef<Trail> | undefined
   },
   clock: Clock.Clock
@@ -63,10 +70,19 @@ export const make = (
       Infinity,
     model: own.model ?? given.model,
     tokens: given.tokens ?? own.tokens,
+    operation: own.operation,
     replayable: own.replayable ?? given.replayable ?? true,
+    affinity: wishOf(own.affinity ?? given.affinity, own.resources ?? noResources),
     trail: own.trail ?? MutableRef.make(emptyTrail)
   }
 }
+
+const wishOf = (conversation: string | undefined, resources: ReadonlyArray<string>): Affinity.Wish | undefined =>
+  conversation === undefined && resources.length === 0
+    ? undefined
+    : { conversation: conversation === undefined ? undefined : Affinity.nameOf(conversation), resources }
+
+const noResources: ReadonlyArray<string> = []
 
 /**
  * Until when a call may wait for a key, if it begins to wait at `now`.

@@ -23,6 +23,7 @@ export const touch = (state: PoolState.PoolState, key: KeyState.KeyState): PoolS
   index: state.index.update(key),
   leases: state.leases,
   calls: state.calls,
+  load: state.load + loadOf(key) - loadOf(SlotMap.get(state.slots, key.slot)),
   nextOpening: state.nextOpening,
   rest: state.rest
 })
@@ -73,6 +74,7 @@ export const place = (
     index: gatedUntil === undefined ? state.index.insert(placed) : state.index.remove(key.slot),
     leases: state.leases,
     calls: state.calls,
+    load: state.load + loadOf(placed) - loadOf(old),
     nextOpening: gated === state.rest.gated ? state.nextOpening : earliest(gated),
     rest
   }
@@ -142,6 +144,7 @@ export const remove = (state: PoolState.PoolState, slot: number): PoolState.Pool
     ...state,
     slots: SlotMap.remove(state.slots, slot),
     index: state.index.remove(slot),
+    load: state.load - loadOf(key),
     nextOpening: earliest(gated),
     rest: {
       ...state.rest,
@@ -152,6 +155,10 @@ export const remove = (state: PoolState.PoolState, slot: number): PoolState.Pool
     }
   }
 }
+
+/** What a key adds to the load of the eligible ones. */
+const loadOf = (key: KeyState.KeyState | undefined): number =>
+  key === undefined || key.gatedUntil !== undefined ? 0 : key.inFlight
 
 /** Open or half-open, and not by hand. */
 const isOpenByGuess = ({ breaker }: KeyState.KeyState): boolean =>

@@ -47,6 +47,8 @@ export interface PoolCore {
   readonly wake: Queue.Queue<void>
   /** Says that there is something to save. */
   readonly dirty: Queue.Queue<void>
+  /** Says that it became known where some resource is stored. */
+  readonly learned: Queue.Queue<void>
   /** Who waits until a retired key has left, by its id. */
   readonly drains: Ref.Ref<HashMap.HashMap<string, Deferred.Deferred<void>>>
 }
@@ -73,8 +75,9 @@ export const make = (
     )
     const wake = yield* Queue.sliding<void>(1)
     const dirty = yield* Queue.sliding<void>(1)
+    const learned = yield* Queue.sliding<void>(1)
     const drains = yield* Ref.make(HashMap.empty<string, Deferred.Deferred<void>>())
-    return { settings, config, telemetry, store, state, startedAt, ticks, circuits, wake, dirty, drains }
+    return { settings, config, telemetry, store, state, startedAt, ticks, circuits, wake, dirty, learned, drains }
   })
 
 // --------------------------------------------------------------------------------------------------------------- steps
@@ -182,8 +185,14 @@ export const announce = (
   if (before === undefined || PoolState.hasMoved(before, after) || events.some((event) => event._tag === "key.added")) {
     effect = Effect.zipRight(effect, Effect.zipRight(tell(core.ticks, undefined), Queue.offer(core.dirty, undefined)))
   }
+  if (before !== undefined && hasLearned(before, after)) {
+    effect = Effect.zipRight(effect, Queue.offer(core.learned, undefined))
+  }
   return after.rest.waiting > 0 ? Effect.zipRight(effect, Queue.offer(core.wake, undefined)) : effect
 }
+
+const hasLearned = ({ rest: before }: PoolState.PoolState, { rest: after }: PoolState.PoolState): boolean =>
+  before.affinity.resources.changes !== after.affinity.resources.changes
 
 /**
  * Tells those who wait for a key's end that they need wait no longer.

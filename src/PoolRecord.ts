@@ -5,6 +5,7 @@
  */
 import * as HashMap from "effect/HashMap"
 import * as Schema from "effect/Schema"
+import * as Affinity from "./Affinity.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as Fault from "./Fault.js"
 import type * as KeyState from "./KeyState.js"
@@ -63,6 +64,21 @@ export const StoredKey = Schema.Struct({
 export type StoredKey = typeof StoredKey.Type
 
 /**
+ * The stored resources of one group, as they are kept: one per line, with the last use in seconds since the epoch (base
+ * 36). There may be many, so they are plain text and no structure.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const StoredResources = Schema.Struct({ group: Schema.String, names: Schema.String })
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type StoredResources = typeof StoredResources.Type
+
+/**
  * A pool as it is kept: `version` tells how to read it.
  *
  * @since 0.1.0
@@ -82,7 +98,9 @@ export const StoredPool = Schema.Struct({
       of: Schema.String,
       bench: StoredBench
     })
-  )
+  ),
+  /** Which group has which stored resource. */
+  resources: Schema.optionalWith(Schema.Array(StoredResources), { exact: true })
 })
 
 /**
@@ -92,12 +110,18 @@ export const StoredPool = Schema.Struct({
 export type StoredPool = typeof StoredPool.Type
 
 /**
- * What to keep of a pool. `wallOffset` is what must be added to the pool's clock to get milliseconds since the epoch.
+ * What to keep of a pool. `wallOffset` is what must be added to the pool's clock to get milliseconds since the epoch;
+ * `resources` are its stored resources, where they have been put into words before.
  *
  * @since 0.1.0
  * @category encoding
  */
-export const fromState = (state: PoolState.PoolState, now: number, wallOffset: number): StoredPool => {
+export const fromState = (
+  state: PoolState.PoolState,
+  now: number,
+  wallOffset: number,
+  resources: ReadonlyArray<StoredResources> = resourcesOf(state, now, wallOffset)
+): StoredPool => {
   const bench = (bench: KeyState.Bench): StoredBench => ({
     kind: bench.kind,
     until: bench.until + wallOffset,
@@ -136,8 +160,52 @@ export const fromState = (state: PoolState.PoolState, now: number, wallOffset: n
         of: group,
         bench: bench(held)
       }))
-    ])
+    ]),
+    ...(resources.length === 0 ? {} : { resources })
   }
+}
+
+/**
+ * The stored resources of a pool, as they are kept.
+ *
+ * @since 0.1.0
+ * @category encoding
+ */
+export const resourcesOf = (
+  state: PoolState.PoolState,
+  now: number,
+  wallOffset: number
+): ReadonlyArray<StoredResources> => {
+  const lines = new Map<string, Array<string>>()
+  for (const [name, { at, holder }] of state.rest.affinity.resources.entries) {
+    if (now >= at + Affinity.limits.millis || name.includes("\n")) continue
+    const line = `${name} ${Math.floor((at + wallOffset) / 1_000).toString(36)}`
+    const group = lines.get(holder)
+    if (group === undefined) lines.set(holder, [line])
+    else group.push(line)
+  }
+  return Array.from(lines, ([group, names]) => ({ group, names: names.join("\n") }))
+}
+
+/** Stored resources, the ones longest unused first. Lines that make no sense are left out. */
+const resourcesFrom = (
+  stored: ReadonlyArray<StoredResources>,
+  now: number,
+  wallOffset: number
+): Affinity.Book => {
+  const found: Array<{ readonly name: string; readonly group: string; readonly at: number }> = []
+  for (const { group, names } of stored) {
+    for (const line of names.split("\n")) {
+      const space = line.lastIndexOf(" ")
+      const at = Math.min(now, parseInt(line.slice(space + 1), 36) * 1_000 - wallOffset)
+      if (space > 0 && now < at + Affinity.limits.millis) found.push({ name: line.slice(0, space), group, at })
+    }
+  }
+  found.sort((a, b) => a.at - b.at)
+  return found.slice(-Affinity.limits.names).reduce(
+    (book, { at, group, name }) => Affinity.remember(book, [name], group, at),
+    Affinity.emptyBook
+  )
 }
 
 /**
@@ -187,6 +255,10 @@ export const restore = (
   for (const stored of record.groups) next = PoolKeys.benchGroup(config, next, stored.group, bench(stored.bench), now)
   for (const stored of record.models) {
     next = PoolKeys.benchModel(next, stored.scope, stored.of, stored.model, bench(stored.bench), now)
+  }
+  if (record.resources !== undefined) {
+    const resources = resourcesFrom(record.resources, now, wallOffset)
+    next = { ...next, rest: { ...next.rest, affinity: { ...next.rest.affinity, resources } } }
   }
   return next
 }

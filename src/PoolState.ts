@@ -12,6 +12,7 @@ import type * as Deferred from "effect/Deferred"
 import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
 import * as RedBlackTree from "effect/RedBlackTree"
+import * as Affinity from "./Affinity.js"
 import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
 import type { KeyReason } from "./KeymeshError.js"
@@ -50,6 +51,8 @@ export interface PoolState {
   readonly leases: number
   /** The newest call; calls count from 1. */
   readonly calls: number
+  /** Attempts in flight with eligible keys. */
+  readonly load: number
   /** The earliest instant at which a gated key may open. */
   readonly nextOpening: number
   readonly rest: Rest
@@ -88,6 +91,8 @@ export interface Rest {
   readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<number, Waiter>>
   readonly waiting: number
   readonly line: Line
+  /** Which calls belong together, and where. */
+  readonly affinity: Affinity.Affinity
 }
 
 /**
@@ -221,6 +226,7 @@ export interface LeaseRecord {
   readonly key: ApiKey.ApiKey
   readonly call: number
   readonly model: string | undefined
+  readonly operation: string | undefined
   readonly startedAt: number
   /** The breaker's generation, and whether this is its probe. */
   readonly generation: number
@@ -228,6 +234,8 @@ export interface LeaseRecord {
   /** Let through although the key is gated. */
   readonly floor: boolean
   readonly reserved: Reserved | undefined
+  /** What its success is remembered for. */
+  readonly affinity?: Affinity.Bond | undefined
 }
 
 /**
@@ -240,12 +248,16 @@ export interface Request {
   /** The call's number; 0 for a call that begins. */
   readonly call: number
   readonly model: string | undefined
+  /** What is asked for, as events tell it. */
+  readonly operation?: string | undefined
   /** Keys to avoid if there are others, by slot: those that failed this call already. */
   readonly avoid: ReadonlyArray<number>
   /** Which keys may serve at all; absent: all. */
   readonly only: ((key: ApiKey.ApiKey) => boolean) | undefined
   /** What it will use, as far as limits of tokens must know it before. */
   readonly tokens?: RateLimit.Estimate | undefined
+  /** Where it would rather be. */
+  readonly affinity?: Affinity.Wish | undefined
   readonly rotation: boolean
   readonly random: number
 }
@@ -303,6 +315,7 @@ export const empty = (config: Config, now: number): PoolState => ({
   index: config.strategy.empty,
   leases: 0,
   calls: 0,
+  load: 0,
   nextOpening: Infinity,
   rest: {
     closed: false,
@@ -322,7 +335,8 @@ export const empty = (config: Config, now: number): PoolState => ({
     tokenCalls: 0,
     lanes: HashMap.empty(),
     waiting: 0,
-    line: nobody
+    line: nobody,
+    affinity: Affinity.empty
   }
 })
 
@@ -568,7 +582,8 @@ export const hasOther = (
 
 /**
  * Why each key may not serve: the first 32 in full, and how many keys each reason holds back. Looks at 1,000 keys;
- * those beyond are counted as `others`. The key at the slot `except` is left out.
+ * those beyond are counted as `others`. The key at the slot `except` is left out. Keys that the request does not want are
+ * counted as `unsuited`, whatever holds them back; `affinity` where they have not what it needs.
  *
  * @since 0.1.0
  * @category getters
@@ -578,7 +593,8 @@ export const explain = (
   state: PoolState,
   request: Wants,
   now: number,
-  except?: number
+  except?: number,
+  unsuited: "unsuited" | "affinity" = "unsuited"
 ): { readonly reasons: ReadonlyArray<KeyReason>; readonly counts: Readonly<Record<string, number>> } => {
   const reasons: Array<KeyReason> = []
   const counts: Record<string, number> = {}
@@ -586,8 +602,9 @@ export const explain = (
   SlotMap.find(state.slots, (key) => {
     looked++
     if (key.slot === except) return false
-    const closed = requestGate(config, state, key, request.model, now, request.tokens)
-    const gate: string = closed?.fault ?? closed?.gate ?? (request.only?.(key.key) === false ? "unsuited" : "eligible")
+    const isSuited = request.only?.(key.key) !== false
+    const closed = isSuited ? requestGate(config, state, key, request.model, now, request.tokens) : undefined
+    const gate: string = isSuited ? closed?.fault ?? closed?.gate ?? "eligible" : unsuited
     if (gate === "eligible") return looked === explained
     counts[gate] = (counts[gate] ?? 0) + 1
     if (reasons.length < 32) {

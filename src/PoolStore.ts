@@ -53,6 +53,14 @@ export interface Service {
 export class PoolStore extends Context.Tag("effect-keymesh/PoolStore")<PoolStore, Service>() {}
 
 /**
+ * No store: a pool with this one keeps nothing, and spends no time on it.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const none: Service = { load: () => Effect.succeedNone, save: () => Effect.void }
+
+/**
  * Reads a record that some store kept as JSON; anything else is `StoreError` with `unreadable`.
  *
  * @since 0.1.0

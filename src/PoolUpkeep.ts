@@ -4,11 +4,14 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
+import * as Affinity from "./Affinity.js"
 import type * as ApiKey from "./ApiKey.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as PoolCore from "./PoolCore.js"
@@ -19,33 +22,66 @@ import type * as Telemetry from "./Telemetry.js"
 import * as WaitingLine from "./WaitingLine.js"
 
 /**
- * Loads what the store knows, tells of the keys, and starts the pool's two fibers; when the scope closes, the pool
- * closes and is saved once more.
+ * How a pool fits into the program around it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Settings {
+  /** Whether a pool is only there once its record is loaded, or at once, and then its first calls wait for the record. */
+  readonly loads: "before" | "behind"
+  /** Lets time pass, in milliseconds, before a store that failed is tried again. */
+  readonly pause: (millis: number) => Effect.Effect<void>
+}
+
+/**
+ * How the pools that are made inside fit into the program: by default they are there once they are loaded.
+ *
+ * @since 0.1.0
+ * @category references
+ */
+export class Upkeep extends Context.Reference<Upkeep>()("effect-keymesh/PoolUpkeep", {
+  defaultValue: (): Settings => ({ loads: "before", pause: Effect.sleep })
+}) {}
+
+/**
+ * Loads what the store knows, tells of the keys, and starts the pool's fibers; when the scope closes, the pool closes and
+ * is saved once more. Gives what calls must wait for, if the record is loaded behind.
  *
  * @since 0.1.0
  * @category fibers
  */
-export const start = (core: PoolCore.PoolCore): Effect.Effect<void, never, Scope.Scope> =>
+export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void> | undefined, never, Scope.Scope> =>
   Effect.gen(function*() {
     const { keys, duplicates } = core.settings
     const scope = yield* Effect.scope
+    const keeps = core.store !== PoolStore.none
+    const { loads, pause } = yield* Upkeep
     const storeWorks = yield* Ref.make(true)
-    yield* tolerate(core, storeWorks, load(core))
+    const worded = yield* Ref.make<Worded>({ changes: 0, resources: [] })
+    const loading = keeps ? tolerate(core, storeWorks, load(core)) : Effect.void
+    const behind = keeps && loads === "behind" ? yield* Effect.forkIn(loading, scope) : undefined
+    if (behind === undefined) yield* loading
     yield* core.telemetry.publish([
       ...keys.map((key) => joined(core, key, false)),
       ...duplicates.map((key) => joined(core, key, true))
     ])
     yield* Effect.forkIn(Effect.interruptible(waker(core)), scope)
-    yield* Effect.forkIn(Effect.interruptible(saver(core, storeWorks)), scope)
+    if (keeps) {
+      yield* Effect.forkIn(Effect.interruptible(saver(core, storeWorks, worded, pause)), scope)
+      yield* Effect.forkIn(Effect.interruptible(gatherer(core)), scope)
+    }
     yield* Effect.addFinalizer(() =>
       Effect.zipRight(
         PoolCore.step(core, (before) => ({
           state: { ...before, rest: { ...before.rest, closed: true } },
           events: PoolState.noEvents
         })),
-        tolerate(core, storeWorks, save(core))
+        keeps ? tolerate(core, storeWorks, save(core, worded)) : Effect.void
       )
     )
+    // However the loading ends: it tells what was wrong by itself.
+    return behind === undefined ? undefined : Effect.asVoid(Fiber.await(behind))
   })
 
 const joined = (core: PoolCore.PoolCore, key: ApiKey.ApiKey, duplicate: boolean): Telemetry.Unnumbered => ({
@@ -70,13 +106,33 @@ const waker = (core: PoolCore.PoolCore) =>
 
 // --------------------------------------------------------------------------------------------------------------- store
 
-const saver = (core: PoolCore.PoolCore, storeWorks: Ref.Ref<boolean>) =>
+const saver = (
+  core: PoolCore.PoolCore,
+  storeWorks: Ref.Ref<boolean>,
+  worded: Ref.Ref<Worded>,
+  pause: Settings["pause"]
+) =>
   Effect.forever(Effect.gen(function*() {
     yield* Queue.take(core.dirty)
     // Changes gather for a moment, so that a storm of them is one record.
     yield* Effect.sleep(saveMillis)
-    while (!(yield* tolerate(core, storeWorks, save(core)))) yield* Effect.sleep(saveAgainMillis)
+    while (!(yield* tolerate(core, storeWorks, save(core, worded)))) yield* pause(saveAgainMillis)
   }))
+
+/** Lets stored resources gather, the longer the more there are already, before the pool is saved because of them. */
+const gatherer = (core: PoolCore.PoolCore) =>
+  Effect.forever(Effect.gen(function*() {
+    yield* Queue.take(core.learned)
+    const { rest } = yield* Ref.get(core.state)
+    yield* Effect.sleep(Affinity.size(rest.affinity.resources) * gatherMillis)
+    yield* Queue.offer(core.dirty, undefined)
+  }))
+
+/** The stored resources as they were put into words last: of many, that is most of the work. */
+interface Worded {
+  readonly changes: number
+  readonly resources: ReadonlyArray<PoolRecord.StoredResources>
+}
 
 const load = ({ config, state, store }: PoolCore.PoolCore) =>
   Effect.gen(function*() {
@@ -87,11 +143,18 @@ const load = ({ config, state, store }: PoolCore.PoolCore) =>
     yield* Ref.update(state, (before) => PoolRecord.restore(config, before, found.value, now, offset))
   })
 
-const save = ({ config, state, store }: PoolCore.PoolCore) =>
+const save = ({ config, state, store }: PoolCore.PoolCore, worded: Ref.Ref<Worded>) =>
   Effect.gen(function*() {
     const now = yield* MonotonicTime.now
     const offset = yield* wallOffset
-    yield* store.save(config.pool, PoolRecord.fromState(yield* Ref.get(state), now, offset))
+    const current = yield* Ref.get(state)
+    const { changes } = current.rest.affinity.resources
+    const before = yield* Ref.get(worded)
+    const resources = before.changes === changes && !current.rest.closed
+      ? before.resources
+      : PoolRecord.resourcesOf(current, now, offset)
+    yield* Ref.set(worded, { changes, resources })
+    yield* store.save(config.pool, PoolRecord.fromState(current, now, offset, resources))
   })
 
 const wallOffset = Effect.clockWith((clock) =>
@@ -134,5 +197,7 @@ const tooSlow = new PoolStore.StoreError({ problem: "unreachable", detail: "it d
 /** How long the store may take for one record, and how long changes gather before they are saved. */
 const storeMillis = 1_000
 const saveMillis = 1_000
+/** How much longer they gather for each stored resource: half a minute for 100,000. */
+const gatherMillis = 0.3
 /** How long after a failure it is tried again. */
 const saveAgainMillis = 10_000

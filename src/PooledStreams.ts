@@ -39,6 +39,8 @@ export interface StreamOptions<A, E> {
   /** The tokens it will use, for keys whose limits count them. */
   readonly tokens?: RateLimit.Estimate | undefined
   readonly replayable?: boolean | "never" | undefined
+  readonly affinity?: string | undefined
+  readonly resources?: ReadonlyArray<string> | undefined
 }
 
 /**
@@ -79,6 +81,8 @@ export const stream = <A, E, R>(
       model: options.model,
       tokens: options.tokens,
       replayable: options.replayable,
+      affinity: options.affinity,
+      resources: options.resources,
       classify: (exit) =>
         Exit.isSuccess(exit) ? Outcome.success : Cause.isInterruptedOnly(exit.cause)
           ? Outcome.ignored

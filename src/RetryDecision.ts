@@ -33,7 +33,8 @@ export const initial: Progress = { rotations: 0, rateLimited: 0, forbidden: 0, o
 
 /**
  * What to do next. `Rotate`: the next attempt leaves at once, with another key; `retry` tells whether it counts as a
- * retry. `Elsewhere`: one try, only with keys of another group, or of a higher limit, and only if one is free.
+ * retry. `Elsewhere`: one try, only with keys of another group, of a higher limit, or of a group that has not said yet
+ * that it does not have what the request names; and only if one is free.
  *
  * @since 0.1.0
  * @category models
@@ -41,11 +42,21 @@ export const initial: Progress = { rotations: 0, rateLimited: 0, forbidden: 0, o
 export type Decision =
   | { readonly _tag: "Rotate"; readonly retry: boolean }
   | { readonly _tag: "BackOff" }
-  | { readonly _tag: "Elsewhere"; readonly where: "other-group" | "higher-limit" }
+  | { readonly _tag: "Elsewhere"; readonly where: "other-group" | "higher-limit" | "untried-group" }
   | { readonly _tag: "Stop" }
 
 /**
- * The decision for a fault, and what is spent with it.
+ * Whether a fault may mean that what a request names is stored with another account.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const isNotHere = (fault: Fault.Fault): boolean =>
+  fault.kind === "Rejected" && fault.code !== "model_not_found" && (fault.status === 404 || fault.failover)
+
+/**
+ * The decision for a fault, and what is spent with it. A call is `searching` when it names a stored resource and nobody
+ * knows which group has it: then each group is asked once.
  *
  * @since 0.1.0
  * @category decisions
@@ -54,7 +65,8 @@ export const decide = (
   limits: { readonly rotations: number; readonly rateLimitRotations: number },
   progress: Progress,
   fault: Fault.Fault,
-  replayable: boolean | "never"
+  replayable: boolean | "never",
+  searching = false
 ): readonly [Decision, Progress] => {
   if (replayable === "never") return [stop, progress]
   switch (fault.kind) {
@@ -75,6 +87,7 @@ export const decide = (
         ? [stop, progress]
         : [{ _tag: "Elsewhere", where: "higher-limit" }, { ...progress, elsewhere: true }]
     case "Rejected":
+      if (searching && isNotHere(fault)) return [{ _tag: "Elsewhere", where: "untried-group" }, progress]
       return fault.code !== "model_not_found" || progress.elsewhere
         ? [stop, progress]
         : [{ _tag: "Elsewhere", where: "other-group" }, { ...progress, elsewhere: true }]

@@ -9,6 +9,7 @@ import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
 import * as Cooldowns from "./Cooldowns.js"
 import * as Fault from "./Fault.js"
+import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Limits from "./Limits.js"
 import type * as Outcome from "./Outcome.js"
@@ -54,8 +55,12 @@ export const settle = (
         PoolState.noEvents
       )
     }
-    case "Success":
-      return succeeded(config, state, key, given, lease, now)
+    case "Success": {
+      const changed = succeeded(config, state, key, given, lease, now)
+      return lease.affinity === undefined
+        ? changed
+        : { ...changed, state: Homes.follow(changed.state, lease.affinity, lease.key, now) }
+    }
     case "Ignored":
       return ignored(config, state, given, lease, now)
     case "Fault":

@@ -39,7 +39,9 @@ const ofAttempt = {
   /** The call the attempt belongs to; unique in the pool. */
   call: Schema.Number,
   /** The number of the attempt in its call, from 1. */
-  attempt: Schema.Number
+  attempt: Schema.Number,
+  /** What was asked for, where it is known: such as `POST /chat/completions`, below the API's address. */
+  operation: Schema.optionalWith(Schema.String, { exact: true })
 }
 
 const ofCircuit = {

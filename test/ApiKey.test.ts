@@ -319,7 +319,7 @@ describe("K3", () => {
     ["key.models", { secret: "sk-one", models: [" "] }],
     ["key.models", { secret: "sk-one", models: "gpt" }],
     ["key.models", { secret: "sk-one", models: [5] }],
-    ["key.costTier", { secret: "sk-one", costTier: 0 }],
+    ["key.costTier", { secret: "sk-one", costTier: -1 }],
     ["key.costTier", { secret: "sk-one", costTier: Number.NaN }],
     ["key.allowInsecureBaseUrl", { secret: "sk-one", allowInsecureBaseUrl: "yes" }]
   ]

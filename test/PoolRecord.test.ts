@@ -2,8 +2,10 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Either from "effect/Either"
 import * as FastCheck from "effect/FastCheck"
 import * as Schema from "effect/Schema"
+import * as Affinity from "../src/Affinity.js"
 import type * as ApiKey from "../src/ApiKey.js"
 import * as Fault from "../src/Fault.js"
+import * as Homes from "../src/Homes.js"
 import * as Leasing from "../src/Leasing.js"
 import * as Outcome from "../src/Outcome.js"
 import * as PoolKeys from "../src/PoolKeys.js"
@@ -307,5 +309,52 @@ describe("P1", () => {
   it("K1: a record names keys by their ids", () => {
     const { now, state } = lived([{ model: "small", outcome: Outcome.success, after: 0 }])
     assert.notInclude(JSON.stringify(PoolRecord.fromState(state, now, 0)), "sk-")
+  })
+})
+
+describe("stored resources", () => {
+  const org = "org"
+  const day = 24 * 3_600_000
+  const knowing = Homes.learn(
+    Homes.learn(fresh, ["file-1", "an id with spaces"], org, 5_000),
+    ["file-2"],
+    "other",
+    9_000
+  )
+  const holderIn = (state: PoolState.PoolState, name: string, now: number) =>
+    Affinity.holderOf(state.rest.affinity.resources, name, now)
+
+  it("P1, H4: come back with their group and their last use, by the wall clock", () => {
+    const record = PoolRecord.fromState(knowing, 10_000, 1_000_000)
+    const encoded: unknown = JSON.parse(JSON.stringify(Schema.encodeSync(PoolRecord.StoredPool)(record)))
+    const read = Schema.decodeUnknownSync(PoolRecord.StoredPool)(encoded)
+    // A pool whose clock begins anew, an hour later.
+    const back = PoolRecord.restore(config, fresh, read, 0, 1_010_000 + 3_600_000)
+    for (const name of ["file-1", "an id with spaces"]) assert.strictEqual(holderIn(back, name, 0), org)
+    assert.strictEqual(holderIn(back, "file-2", 0), "other")
+    assert.isUndefined(holderIn(back, "file-3", 0))
+    const over = 30 * day - 3_605_000
+    assert.strictEqual(holderIn(back, "file-1", over - 1), org)
+    assert.isUndefined(holderIn(back, "file-1", over))
+    assert.strictEqual(holderIn(back, "file-2", over), "other")
+  })
+
+  it("P3: an older record has none, lines that make no sense are left out, and nothing is newer than now", () => {
+    const { resources: _, ...older } = PoolRecord.fromState(knowing, 10_000, 0)
+    const plain = PoolRecord.restore(config, fresh, Schema.decodeUnknownSync(PoolRecord.StoredPool)(older), 0, 0)
+    assert.strictEqual(Affinity.size(plain.rest.affinity.resources), 0)
+    assert.notProperty(PoolRecord.fromState(fresh, 0, 0), "resources")
+    const odd = { ...older, resources: [{ group: org, names: "\nnothing\n 5\nfile-9 !\nfile-1 zzzzzz\nfile-2 0" }] }
+    const now = 31 * day
+    const back = PoolRecord.restore(config, fresh, Schema.decodeUnknownSync(PoolRecord.StoredPool)(odd), now, 0)
+    assert.strictEqual(Affinity.size(back.rest.affinity.resources), 1)
+    assert.strictEqual(holderIn(back, "file-1", now + 30 * day - 1), org)
+    assert.isUndefined(holderIn(back, "file-1", now + 30 * day))
+  })
+
+  it("P1: a name that would break a line is not kept", () => {
+    const state = Homes.learn(fresh, ["file-1", "file\n-2"], org, 0)
+    const [kept] = PoolRecord.resourcesOf(state, 0, 0)
+    assert.deepStrictEqual(kept, { group: org, names: "file-1 0" })
   })
 })

@@ -32,6 +32,13 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
     "as Stream:   You said: hello",
     /catchTag: +.*max_tokens/
   ],
+  "affinity": [
+    /without a name +north south west/,
+    /alice +(\w+) \1 \1\n/,
+    /bob +(\w+) \1 \1\n(?:.*\n)*bob, by a header +\1\n/,
+    /read three times +(\w+) \1 \1\n/,
+    /and the next turns +(\w+) \1 \1/
+  ],
   "any-effect": ["Vienna: sun after rain (attempt 3, key \"good\")", "(attempt 1, key \"good\")", "WeatherError"],
   "call-options": ["You said: hello", "DeadlineExceeded: ", "BudgetExceeded: ", /AllKeysExhausted: .*1 limit/],
   "drop-in": [
@@ -42,6 +49,13 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
     "5 calls, 6 attempts"
   ],
   "effect-ai": ["You said: three", "limited: 1 served, 0 fault"],
+  "effects": [
+    "openai:    You said: hello",
+    "anthropic: You said: hello",
+    "gemini:    You said: hello",
+    /You said: hello\nYou said: hello\n\d+ models/,
+    "Rejected: 404 from openai"
+  ],
   "fallback": ["one key revoked: OpenAI here.", /no key left: +Groq here\./],
   "gemini": [
     "You said: good morning",
@@ -52,6 +66,14 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
   ],
   "http": ["Vienna: 24 °C", "report: HTTP 500", "limited: 0 served, 1 fault"],
   "http-client": ["several events", "RequestError, and inside it AllKeysExhausted"],
+  "keymesh": [
+    "revoked -> healthy: Unauthorized",
+    "You said: hello",
+    /stream: +You said: hello/,
+    "AllKeysExhausted",
+    "Vienna: 24 °C",
+    /revoked +closed +1 failed/
+  ],
   "keys-at-run-time": [
     /one key +(first ?){6}\n/,
     /a second one added .*second/,
@@ -62,7 +84,7 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
   ],
   "retry-policy": [/(attempt after +\d+ ms\n\s*){4}/, "inside a budget of 400 ms"],
   "strategies": [/round-robin +40 +40 +40/, /weighted +20 +60 +40/, /sequential-then-rotate +120 +0 +0/, "last-resort"],
-  "streaming": [/(One two three[^]*){3}/, /limited +0 +1/, "0 in flight"],
+  "streaming": [/(One two three[^]*){3}/, /limited +0 +[12]/, "0 in flight"],
   "telemetry": ["\"_tag\":\"request.fail\"", "\"_tag\":\"key.rotated\"", /level=WARN .*message=request\.fail/]
 }
 

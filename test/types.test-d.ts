@@ -9,16 +9,21 @@ import type * as Option from "effect/Option"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import type OpenAI from "openai"
 import { describe, expectTypeOf, test } from "vitest"
 import * as ApiKey from "../src/ApiKey.js"
 import * as CallOptions from "../src/CallOptions.js"
 import type * as CircuitBreaker from "../src/CircuitBreaker.js"
 import * as Fault from "../src/Fault.js"
+import { createKeymesh, type Keymesh } from "../src/Keymesh.js"
 import type * as KeymeshError from "../src/KeymeshError.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Keyring from "../src/Keyring.js"
 import * as Outcome from "../src/Outcome.js"
 import type * as PoolStore from "../src/PoolStore.js"
+import * as Http from "../src/providers/Http.js"
+import * as OpenAi from "../src/providers/OpenAi.js"
+import type { RestClient } from "../src/providers/RestClient.js"
 import type * as RetryPolicy from "../src/RetryPolicy.js"
 import * as Telemetry from "../src/Telemetry.js"
 
@@ -243,5 +248,42 @@ describe("telemetry", () => {
     // @ts-expect-error a handler that fails
     void Telemetry.layerForEach(() => Effect.fail("x"))
     expectTypeOf(Telemetry.stream).toEqualTypeOf<Stream.Stream<Telemetry.Event, never, Telemetry.Telemetry>>()
+  })
+})
+
+describe("createKeymesh", () => {
+  const keys = ["key-one"]
+
+  test("gives the client's own type, with four functions beside", () => {
+    const openai = createKeymesh({ provider: OpenAi.adapter, keys, providerOptions: { timeout: 1_000 } })
+    expectTypeOf(openai).toEqualTypeOf<OpenAI & Keymesh>()
+    expectTypeOf(openai.chat.completions.create).toEqualTypeOf<OpenAI["chat"]["completions"]["create"]>()
+    expectTypeOf(createKeymesh({ provider: Http.adapter({ baseUrl: "https://a.example" }), keys })).toEqualTypeOf<
+      RestClient & Keymesh
+    >()
+  })
+
+  test("takes the settings of its adapter only", () => {
+    // @ts-expect-error credentials are the pool's business
+    createKeymesh({ provider: OpenAi.adapter, keys, providerOptions: { apiKey: "key-two" } })
+    // @ts-expect-error the HTTP adapter has its options already
+    createKeymesh({ provider: Http.adapter({ baseUrl: "https://a.example" }), keys, providerOptions: {} })
+    // @ts-expect-error there is no such setting
+    createKeymesh({ provider: OpenAi.adapter, keys, stategy: "round-robin" })
+  })
+
+  test("types each event by its name", () => {
+    const client = createKeymesh({ provider: OpenAi.adapter, keys })
+    client.on("request.fail", (event) => {
+      expectTypeOf(event.status).toEqualTypeOf<number | undefined>()
+      expectTypeOf(event.path).toEqualTypeOf<ReadonlyArray<string>>()
+      expectTypeOf(event.type).toEqualTypeOf<"request.fail">()
+    })
+    client.on("key.rotated", ({ from, reason, to }) => {
+      expectTypeOf([from, to]).toEqualTypeOf<Array<string>>()
+      expectTypeOf(reason).toEqualTypeOf<Fault.Kind>()
+    })
+    // @ts-expect-error a success has no error
+    client.on("request.success", ({ error }) => error)
   })
 })

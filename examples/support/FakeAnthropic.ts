@@ -19,6 +19,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Routes from "./FakeAnthropicRoutes.js"
 import * as FakeProvider from "./FakeProvider.js"
+import { padded } from "./FakeRoutes.js"
 
 /** A running fake; see `FakeProvider.FakeProvider`. */
 export type FakeAnthropic = FakeProvider.FakeProvider
@@ -164,7 +165,7 @@ const limitHeaders = (quota: FakeProvider.Quota): Record<string, string> => ({
 /** A real server needs real time, also in a test whose own clock is virtual. */
 const clock = Clock.make()
 
-const requestIdOf = (request: FakeProvider.Incoming): string => `req_fake${Routes.padded(request.number)}`
+const requestIdOf = (request: FakeProvider.Incoming): string => `req_fake${padded(request.number)}`
 
 const modelOf = (request: FakeProvider.Incoming): string | undefined =>
   Option.getOrUndefined(

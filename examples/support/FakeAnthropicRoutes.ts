@@ -5,9 +5,11 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
+import * as Predicate from "effect/Predicate"
 import * as Ref from "effect/Ref"
 import * as Schema from "effect/Schema"
 import type * as FakeProvider from "./FakeProvider.js"
+import { formOf, json, matched, named, padded, piecesOf, sampleOf, tokensOf, wordsOf } from "./FakeRoutes.js"
 
 /** What was asked. */
 export interface Ask {
@@ -77,14 +79,6 @@ export const answer = (visit: Omit<Visit, "id">): Routed => {
   return Effect.fail(notFound("Not found"))
 }
 
-/** The `:id` in a path that fits the pattern (empty where the pattern has none), else `undefined`. */
-const matched = (pattern: string, path: string): string | undefined => {
-  const [wanted, given] = [pattern.split("/"), path.split("/")]
-  if (wanted.length !== given.length) return undefined
-  if (wanted.some((part, index) => part !== ":id" && part !== given[index])) return undefined
-  return given[wanted.indexOf(":id")] ?? ""
-}
-
 const invalid = (message: string): FakeProvider.Complaint => ({
   status: 400,
   message,
@@ -100,18 +94,13 @@ export const notFound = (message: string): FakeProvider.Complaint => ({
   type: "not_found_error"
 })
 
-const json = (body: unknown): FakeProvider.Answer => ({ status: 200, body: JSON.stringify(body) })
-
 interface Event {
   readonly type: string
   readonly [field: string]: unknown
 }
 
 /** An event, named as its data are. */
-export const event = (value: Event, content = false): FakeProvider.Frame => ({
-  text: `event: ${value.type}\ndata: ${JSON.stringify(value)}\n\n`,
-  content
-})
+export const event = (value: Event, content = false): FakeProvider.Frame => named(value.type, value, content)
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Messages
@@ -443,13 +432,8 @@ const decodeBody = <A, I>(
     })
   })
 
-const decodeForm = ({ bytes, headers }: FakeProvider.Incoming): Effect.Effect<FormData, FakeProvider.Complaint> =>
-  Effect.tryPromise({
-    // A copy, because a body may not be memory that is shared with others.
-    try: () =>
-      new Response(new Uint8Array(bytes), { headers: { "content-type": headers["content-type"] ?? "" } }).formData(),
-    catch: () => invalid("Could not parse multipart form")
-  })
+const decodeForm = (request: FakeProvider.Incoming): Effect.Effect<FormData, FakeProvider.Complaint> =>
+  Effect.filterOrFail(formOf(request), Predicate.isNotUndefined, () => invalid("Could not parse multipart form"))
 
 /** Content is a text, or a list of blocks of which some are texts. */
 const textOf = (content: unknown): string => {
@@ -464,46 +448,7 @@ const decodeText = Schema.decodeUnknownOption(Schema.Struct({ text: Schema.Strin
 // Making answers up
 // ---------------------------------------------------------------------------------------------------------------------
 
-const SomeSchema = Schema.Struct({
-  type: Schema.optional(Schema.Unknown),
-  enum: Schema.optional(Schema.Array(Schema.Unknown)),
-  items: Schema.optional(Schema.Unknown),
-  properties: Schema.optional(Schema.Record({ key: Schema.String, value: Schema.Unknown }))
-})
-
-/** A value that matches a simple JSON schema. */
-const sampleOf = (schema: unknown): unknown => {
-  const known = Option.getOrElse(Schema.decodeUnknownOption(SomeSchema)(schema), (): typeof SomeSchema.Type => ({}))
-  if (known.enum !== undefined) return known.enum[0]
-  switch (known.type) {
-    case "string":
-      return "text"
-    case "number":
-    case "integer":
-      return 1
-    case "boolean":
-      return true
-    case "null":
-      return null
-    case "array":
-      return [sampleOf(known.items)]
-    default:
-      return Object.fromEntries(Object.entries(known.properties ?? {}).map(([name, value]) => [name, sampleOf(value)]))
-  }
-}
-
-/** Words, each with the space behind it. */
-const wordsOf = (text: string): ReadonlyArray<string> => text.match(/\s*\S+\s*/g) ?? []
-
-const piecesOf = (text: string): ReadonlyArray<string> => text.match(/[^]{1,8}/g) ?? []
-
-/** Four characters make about one token. */
-const tokensOf = (text: string): number => Math.ceil(text.length / 4)
-
 /** An instant as the API writes it, in whole seconds. */
 export const instant = (millis: number): string => new Date(millis).toISOString().replace(/\.\d+Z$/, "Z")
 
 const now = Effect.map(Clock.currentTimeMillis, instant)
-
-/** Numbers in ids have four digits at least. */
-export const padded = (count: number): string => `${count}`.padStart(4, "0")

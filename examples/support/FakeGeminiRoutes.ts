@@ -6,6 +6,7 @@ import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
 import * as Schema from "effect/Schema"
 import type * as FakeProvider from "./FakeProvider.js"
+import { json, named, sampleOf, tokensOf, wordsOf } from "./FakeRoutes.js"
 
 /** What was asked, whichever route it came by. */
 export interface Ask {
@@ -71,6 +72,13 @@ const routes: ReadonlyArray<readonly [method: string, path: RegExp, handler: (vi
   ],
   ["GET", /^\/files\/([^/]+)$/, (visit) => Effect.map(get("file", visit), ({ object }) => json(object))],
   ["DELETE", /^\/files\/([^/]+)$/, (visit) => remove("file", visit)],
+  ["POST", /^\/cachedContents$/, (visit) => createCache(visit)],
+  [
+    "GET",
+    /^\/cachedContents\/([^/]+)$/,
+    (visit) => Effect.map(get("cachedContent", visit), ({ object }) => json(object))
+  ],
+  ["DELETE", /^\/cachedContents\/([^/]+)$/, (visit) => remove("cachedContent", visit)],
   ["POST", /^\/interactions$/, (visit) => createInteraction(visit)],
   ["GET", /^\/interactions\/([^/]+)$/, (visit) => Effect.map(get("interaction", visit), ({ object }) => json(object))],
   ["DELETE", /^\/interactions\/([^/]+)$/, (visit) => remove("interaction", visit)]
@@ -95,8 +103,6 @@ export const complaint = (
   details: ReadonlyArray<object> = []
 ): Complaint => ({ status, message, type, code, param: null, details })
 
-const json = (body: unknown): FakeProvider.Answer => ({ status: 200, body: JSON.stringify(body) })
-
 const data = (value: unknown, content = false): FakeProvider.Frame => ({
   // Google ends its lines with CR and LF.
   text: `data: ${JSON.stringify(value)}\r\n\r\n`,
@@ -120,11 +126,13 @@ const Declaration = Schema.Struct({
   parametersJsonSchema: Schema.optional(Schema.Unknown)
 })
 
+const Tool = Schema.Struct({ functionDeclarations: Schema.optional(Schema.NullOr(Schema.Array(Declaration))) })
+
 const GenerateRequest = Schema.Struct({
+  cachedContent: Schema.optional(Schema.NullOr(Schema.String)),
   contents: Schema.Array(Content),
-  tools: Schema.optional(Schema.NullOr(Schema.Array(Schema.Struct({
-    functionDeclarations: Schema.optional(Schema.NullOr(Schema.Array(Declaration)))
-  })))),
+  // As the real one, it takes one thing for a list of one.
+  tools: Schema.optional(Schema.NullOr(Schema.Union(Schema.Array(Tool), Tool))),
   toolConfig: Schema.optional(Schema.NullOr(Schema.Struct({
     functionCallingConfig: Schema.optional(Schema.NullOr(Schema.Struct({
       mode: Schema.optional(Schema.String),
@@ -140,10 +148,16 @@ const GenerateRequest = Schema.Struct({
 const generateContent = (visit: Visit): Routed =>
   Effect.gen(function*() {
     const body = yield* decodeBody(GenerateRequest, visit.request)
+    if (typeof body.cachedContent === "string") {
+      yield* get("cachedContent", { ...visit, id: body.cachedContent.replace(/^cachedContents\//, "") })
+    }
+    for (const [, id = ""] of visit.request.body.matchAll(/"fileUri":"[^"]*\/files\/([^"/]+)"/g)) {
+      yield* get("file", { ...visit, id })
+    }
     const last = body.contents.at(-1)
     const calling = body.toolConfig?.functionCallingConfig
     const allowed = calling?.allowedFunctionNames ?? []
-    const declared = (body.tools ?? []).flatMap((tool) => tool.functionDeclarations ?? [])
+    const declared = [body.tools ?? []].flat().flatMap((tool) => tool.functionDeclarations ?? [])
     const prompt = textOf(body.contents.findLast(({ role = "user" }) => role === "user"))
     const reply = visit.reply({
       route: "generateContent",
@@ -275,6 +289,17 @@ const upload = (visit: Visit): Routed =>
     return { ...json({ file }), headers: { "x-goog-upload-status": "final" } }
   })
 
+const CacheRequest = Schema.Struct({ model: Schema.String })
+
+const createCache = (visit: Visit): Routed =>
+  Effect.gen(function*() {
+    const { model } = yield* decodeBody(CacheRequest, visit.request)
+    const id = yield* nextId(visit, "cache")
+    const object = { name: `cachedContents/${id}`, model, usageMetadata: { totalTokenCount: 1 } }
+    yield* keep({ kind: "cachedContent", id, object }, visit)
+    return json(object)
+  })
+
 /** A page: the token of the next one is where it starts. */
 const page = (name: string, all: ReadonlyArray<object>, { query }: FakeProvider.Incoming): Routed => {
   const start = Number(query.get("pageToken") ?? 0)
@@ -292,12 +317,16 @@ const InteractionRequest = Schema.Struct({
   agent: Schema.optional(Schema.String),
   input: Schema.Unknown,
   stream: Schema.optional(Schema.NullOr(Schema.Boolean)),
-  store: Schema.optional(Schema.NullOr(Schema.Boolean))
+  store: Schema.optional(Schema.NullOr(Schema.Boolean)),
+  previous_interaction_id: Schema.optional(Schema.NullOr(Schema.String))
 })
 
 const createInteraction = (visit: Visit): Routed =>
   Effect.gen(function*() {
     const body = yield* decodeBody(InteractionRequest, visit.request)
+    if (typeof body.previous_interaction_id === "string") {
+      yield* get("interaction", { ...visit, id: body.previous_interaction_id })
+    }
     const model = body.model ?? body.agent
     if (model === undefined) {
       return yield* Effect.fail(complaint(400, "INVALID_ARGUMENT", "One of 'model' and 'agent' is required."))
@@ -331,10 +360,7 @@ interface Event {
   readonly [field: string]: unknown
 }
 
-const event = (value: Event, content = false): FakeProvider.Frame => ({
-  text: `event: ${value.event_type}\ndata: ${JSON.stringify(value)}\n\n`,
-  content
-})
+const event = (value: Event, content = false): FakeProvider.Frame => named(value.event_type, value, content)
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What is stored
@@ -349,7 +375,7 @@ export interface Store {
 /** A stored resource. Only keys of the same owner see it. */
 interface Kept {
   readonly owner: string
-  readonly kind: "file" | "upload" | "interaction"
+  readonly kind: "file" | "upload" | "interaction" | "cachedContent"
   readonly id: string
   readonly object: object
 }
@@ -407,41 +433,7 @@ const decodeBody = <A, I>(
 const textOf = (content: typeof Content.Type | undefined): string =>
   (content?.parts ?? []).map(({ text = "" }) => text).join("")
 
-const SomeSchema = Schema.Struct({
-  type: Schema.optional(Schema.Unknown),
-  enum: Schema.optional(Schema.Array(Schema.Unknown)),
-  items: Schema.optional(Schema.Unknown),
-  properties: Schema.optional(Schema.Record({ key: Schema.String, value: Schema.Unknown }))
-})
-
-/** A value that matches a simple schema, Google's (whose types are in capitals) or a JSON schema. */
-const sampleOf = (schema: unknown): unknown => {
-  const known = Option.getOrElse(Schema.decodeUnknownOption(SomeSchema)(schema), (): typeof SomeSchema.Type => ({}))
-  if (known.enum !== undefined) return known.enum[0]
-  switch (String(known.type).toLowerCase()) {
-    case "string":
-      return "text"
-    case "number":
-    case "integer":
-      return 1
-    case "boolean":
-      return true
-    case "null":
-      return null
-    case "array":
-      return [sampleOf(known.items)]
-    default:
-      return Object.fromEntries(Object.entries(known.properties ?? {}).map(([name, value]) => [name, sampleOf(value)]))
-  }
-}
-
 const spoken = (reply: Reply): string => typeof reply === "string" ? reply : JSON.stringify(reply.calls)
-
-/** Words, each with the space behind it. */
-const wordsOf = (text: string): ReadonlyArray<string> => text.match(/\s*\S+\s*/g) ?? []
-
-/** Four characters make about one token. */
-const tokensOf = (text: string): number => Math.ceil(text.length / 4)
 
 const usageOf = (prompt: string, reply: Reply) => {
   const [promptTokenCount, candidatesTokenCount] = [tokensOf(prompt), tokensOf(spoken(reply))]

@@ -18,6 +18,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Routes from "./FakeOpenAiRoutes.js"
 import * as FakeProvider from "./FakeProvider.js"
+import { padded } from "./FakeRoutes.js"
 
 /** A running fake; see `FakeProvider.FakeProvider`. */
 export type FakeOpenAi = FakeProvider.FakeProvider
@@ -49,7 +50,7 @@ const dialect = (backstage: Routes.Backstage): FakeProvider.Dialect => ({
   render,
   renderInStream,
   headers: (request, tookMs) => ({
-    "x-request-id": `req_fake${Routes.padded(request.number)}`,
+    "x-request-id": `req_fake${padded(request.number)}`,
     "openai-processing-ms": `${Math.round(tookMs)}`,
     "openai-version": "2020-10-01",
     "openai-organization": organizationOf(request)

@@ -5,9 +5,11 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
+import * as Predicate from "effect/Predicate"
 import * as Ref from "effect/Ref"
 import * as Schema from "effect/Schema"
 import type * as FakeProvider from "./FakeProvider.js"
+import { formOf, json, matched, named, padded, piecesOf, sampleOf, tokensOf, wordsOf } from "./FakeRoutes.js"
 
 /** What was asked, whichever route it came by. */
 export interface Ask {
@@ -83,14 +85,6 @@ export const answer = (visit: Omit<Visit, "id">): Routed => {
   return Effect.fail(invalid(404, `Invalid URL (${method} ${path})`))
 }
 
-/** The `:id` in a path that fits the pattern (empty where the pattern has none), else `undefined`. */
-const matched = (pattern: string, path: string): string | undefined => {
-  const [wanted, given] = [pattern.split("/"), path.split("/")]
-  if (wanted.length !== given.length) return undefined
-  if (wanted.some((part, index) => part !== ":id" && part !== given[index])) return undefined
-  return given[wanted.indexOf(":id")] ?? ""
-}
-
 const invalid = (status: number, message: string, param: string | null = null, code: string | null = null) => ({
   status,
   message,
@@ -98,8 +92,6 @@ const invalid = (status: number, message: string, param: string | null = null, c
   code,
   param
 })
-
-const json = (body: unknown): FakeProvider.Answer => ({ status: 200, body: JSON.stringify(body) })
 
 const stream = (frames: ReadonlyArray<FakeProvider.Frame>): FakeProvider.Answer => ({ status: 200, body: { frames } })
 
@@ -115,10 +107,7 @@ interface Event {
 }
 
 /** A named event, as Responses streams have them. */
-export const event = (value: Event, content = false): FakeProvider.Frame => ({
-  text: `event: ${value.type}\ndata: ${JSON.stringify(value)}\n\n`,
-  content
-})
+export const event = (value: Event, content = false): FakeProvider.Frame => named(value.type, value, content)
 
 const done: FakeProvider.Frame = { text: "data: [DONE]\n\n" }
 
@@ -262,6 +251,8 @@ const InputItem = Schema.Struct({
   content: Schema.optional(Schema.Unknown)
 })
 
+const anythingElse = Schema.Record({ key: Schema.String, value: Schema.Unknown })
+
 const ResponseRequest = Schema.Struct({
   model: Schema.String,
   input: Schema.Union(Schema.String, Schema.Array(InputItem)),
@@ -270,13 +261,14 @@ const ResponseRequest = Schema.Struct({
   previous_response_id: maybe(Schema.String),
   store: maybe(Schema.Boolean),
   stream: maybe(Schema.Boolean),
+  // Both are repeated in the answer, whole.
   tools: maybe(Schema.Array(Schema.Struct({
     name: Schema.optional(Schema.String),
     parameters: Schema.optional(Schema.Unknown)
-  }))),
+  }, anythingElse))),
   tool_choice: maybe(ToolChoice),
   text: maybe(Schema.Struct({
-    format: maybe(Schema.Struct({ type: Schema.String, schema: Schema.optional(Schema.Unknown) }))
+    format: maybe(Schema.Struct({ type: Schema.String, schema: Schema.optional(Schema.Unknown) }, anythingElse))
   }))
 })
 
@@ -659,13 +651,8 @@ const decodeBody = <A, I>(
 const missing = (name: string): FakeProvider.Complaint =>
   invalid(400, `Missing required parameter: '${name}'.`, name, "missing_required_parameter")
 
-const decodeForm = ({ bytes, headers }: FakeProvider.Incoming): Effect.Effect<FormData, FakeProvider.Complaint> =>
-  Effect.tryPromise({
-    // A copy, because a body may not be memory that is shared with others.
-    try: () =>
-      new Response(new Uint8Array(bytes), { headers: { "content-type": headers["content-type"] ?? "" } }).formData(),
-    catch: () => invalid(400, "Could not parse multipart form")
-  })
+const decodeForm = (request: FakeProvider.Incoming): Effect.Effect<FormData, FakeProvider.Complaint> =>
+  Effect.filterOrFail(formOf(request), Predicate.isNotUndefined, () => invalid(400, "Could not parse multipart form"))
 
 /** Content is a text, or a list of parts of which some are texts. */
 const textOf = (content: unknown): string => {
@@ -693,43 +680,7 @@ const offered = (
 // Making answers up
 // ---------------------------------------------------------------------------------------------------------------------
 
-const SomeSchema = Schema.Struct({
-  type: Schema.optional(Schema.Unknown),
-  enum: Schema.optional(Schema.Array(Schema.Unknown)),
-  items: Schema.optional(Schema.Unknown),
-  properties: Schema.optional(Schema.Record({ key: Schema.String, value: Schema.Unknown }))
-})
-
-/** A value that matches a simple JSON schema. */
-const sampleOf = (schema: unknown): unknown => {
-  const known = Option.getOrElse(Schema.decodeUnknownOption(SomeSchema)(schema), (): typeof SomeSchema.Type => ({}))
-  if (known.enum !== undefined) return known.enum[0]
-  switch (known.type) {
-    case "string":
-      return "text"
-    case "number":
-    case "integer":
-      return 1
-    case "boolean":
-      return true
-    case "null":
-      return null
-    case "array":
-      return [sampleOf(known.items)]
-    default:
-      return Object.fromEntries(Object.entries(known.properties ?? {}).map(([name, value]) => [name, sampleOf(value)]))
-  }
-}
-
 const spoken = (reply: Reply): string => typeof reply === "string" ? reply : JSON.stringify(reply.calls)
-
-/** Words, each with the space behind it. */
-const wordsOf = (text: string): ReadonlyArray<string> => text.match(/\s*\S+\s*/g) ?? []
-
-const piecesOf = (text: string): ReadonlyArray<string> => text.match(/[^]{1,8}/g) ?? []
-
-/** Four characters make about one token. */
-const tokensOf = (text: string): number => Math.ceil(text.length / 4)
 
 const usageOf = (prompt: string, reply: Reply) => {
   const [prompt_tokens, completion_tokens] = [tokensOf(prompt), tokensOf(spoken(reply))]
@@ -743,6 +694,3 @@ const usageOf = (prompt: string, reply: Reply) => {
 }
 
 const unixSeconds = Effect.map(Clock.currentTimeMillis, (millis) => Math.floor(millis / 1000))
-
-/** Numbers in ids have four digits at least. */
-export const padded = (count: number): string => `${count}`.padStart(4, "0")

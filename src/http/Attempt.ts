@@ -15,6 +15,7 @@ import * as Outcome from "../Outcome.js"
 import type { Provider, RequestFacts } from "../providers/Provider.js"
 import * as Classifier from "./Classifier.js"
 import * as EventBody from "./EventBody.js"
+import * as PlainBody from "./PlainBody.js"
 import * as Scrub from "./Scrub.js"
 import * as Usage from "./Usage.js"
 import * as WaitHint from "./WaitHint.js"
@@ -39,6 +40,8 @@ export interface PooledRequest {
   /** Everything else of the request; asked for once per attempt, because some bodies must be copied. */
   readonly init: () => RequestInit
   readonly facts: RequestFacts
+  /** Whether its answer may tell of stored resources (default: no). */
+  readonly storing?: boolean | undefined
   /** The caller's signal. */
   readonly signal: AbortSignal | undefined
   /** How long a stream may be held back, in milliseconds, if less than the environment's limit. */
@@ -62,8 +65,8 @@ export interface Environment {
   /** Calls back when an object is collected that nobody reads any more; returns how to cancel that. */
   readonly onCollected: (object: object, f: () => void) => () => void
   /**
-   * Tells of an answer that is handed on, and how to break it off; returns how to take that back. A `stream` lasts
-   * until its end; of any other body nobody knows whether it is still read.
+   * Tells of an answer that is handed on, and how to break it off; returns how to take that back, once its body is
+   * over. Of a `body` that is no `stream` nobody knows whether it will be read.
    */
   readonly onOpened: (kind: "stream" | "body", breakOff: BreakOff) => () => void
   /** The header, and the id, by which a stream that fails late is recognised. */
@@ -148,25 +151,51 @@ const send = (
   secret: string,
   signal: AbortSignal
 ): Effect.Effect<Response, unknown> => {
+  const credentials = provider.credentials(secret, request.headers)
   const headers = new Headers(request.headers)
   for (const name of provider.credentialHeaders) headers.delete(name)
   for (const [name, value] of Object.entries(key.headers)) headers.set(name, value)
-  headers.set(...provider.credential(secret, request.headers))
+  for (const [name, value] of Object.entries(credentials.headers ?? {})) headers.set(name, value)
+  const keyed = (url: URL): URL => {
+    const target = withoutParams(url, provider.credentialParams)
+    const query = Object.entries(credentials.query ?? {})
+    if (query.length === 0) return target
+    const withKey = new URL(target)
+    for (const [name, value] of query) withKey.searchParams.set(name, value)
+    return withKey
+  }
   const url = key.baseUrl === undefined ? request.url : moved(request.url, baseUrl, new URL(key.baseUrl))
   const go = (url: URL, init: RequestInit, redirects: number): Effect.Effect<Response, unknown> =>
     Effect.flatMap(
       Effect.tryPromise({
-        try: () => transport(url.href, { ...init, headers, signal, redirect: "manual" }),
+        try: () => transport(keyed(url).href, { ...init, headers, signal, redirect: "manual" }),
         catch: (error) => error
       }),
       (response) => {
         const next = redirectOf(response, url, init)
         // Elsewhere the answer is handed on as it is: credentials go to the provider's own origin only.
-        if (next === undefined || redirects === 0) return Effect.succeed(response)
+        if (next === undefined || redirects === 0) {
+          return Effect.succeed(withAddress(response, Object.keys(credentials.query ?? {})))
+        }
         return Effect.zipRight(discard(response), Effect.suspend(() => go(next.url, next.init, redirects - 1)))
       }
     )
   return Effect.suspend(() => go(url, request.init(), 5))
+}
+
+/** The same address without these parameters; the same value, if it has none of them. */
+const withoutParams = (url: URL, names: ReadonlyArray<string> = []): URL => {
+  if (!names.some((name) => url.searchParams.has(name))) return url
+  const plain = new URL(url)
+  for (const name of names) plain.searchParams.delete(name)
+  return plain
+}
+
+/** An answer tells where it came from; what authenticated the request is no part of that. */
+const withAddress = (response: Response, params: ReadonlyArray<string>): Response => {
+  if (params.length === 0 || !URL.canParse(response.url)) return response
+  const { href } = withoutParams(new URL(response.url), params)
+  return Object.defineProperty(response, "url", { value: href, configurable: true })
 }
 
 /** The same address, below another base. */
@@ -240,20 +269,76 @@ const answered = (
     return stream(environment, request, lease, secret, response, controller)
   }
   const json = type.includes("json")
+  const learn = learning(environment, request, lease, response)
   if (json && (request.facts.streaming || environment.provider.dialect.okBody === "peek")) {
     return Effect.flatMap(
       Effect.mapError(text(response), noAnswer(secret)),
-      (body) => judged(environment, secret, response, body, request.facts.streaming ? "before-content" : undefined)
+      (body) =>
+        Effect.tap(
+          judged(environment, secret, response, body, request.facts.streaming ? "before-content" : undefined),
+          ({ fault }) => fault === undefined ? learn?.(body) ?? Effect.void : Effect.void
+        )
     )
   }
   // To whoever did not ask for redirects to be shown, this is an error too.
   if (response.status >= 300 && response.status !== 304) return refusal(environment, secret, response, controller)
-  return Effect.sync(() => {
-    const answer = withValues(response, secret)
-    link(request.signal, controller, (unlink) => environment.onCollected(answer, unlink))
-    environment.onOpened("body", (reason) => controller.abort(reason))
+  return Effect.zipRight(
+    // Headers may tell enough.
+    learn?.("") ?? Effect.void,
+    plain(environment, request, lease, secret, response, controller, json ? learn : undefined)
+  )
+}
+
+/** An answer that belongs to the caller from its headers on. Its lease has ended when its body is read. */
+const plain = (
+  environment: Environment,
+  request: PooledRequest,
+  lease: KeyPool.Lease,
+  secret: string,
+  response: Response,
+  controller: AbortController,
+  learn: ((text: string) => Effect.Effect<void>) | undefined
+): Effect.Effect<Answer> =>
+  Effect.sync(() => {
+    const { fork, onCollected, onLate, onOpened } = environment
+    let uncollect = () => {}
+    let close = () => {}
+    const unlink = link(request.signal, controller)
+    const ended = () => {
+      unlink()
+      uncollect()
+      close()
+    }
+    const body = PlainBody.watched(response, secret, {
+      broken: (fault, error) => {
+        if (controller.signal.aborted) return
+        onLate(fault, response.headers, error)
+        fork(lease.commit(Outcome.fault(fault)))
+      },
+      ended,
+      heard: learn === undefined ? undefined : (text) => fork(learn(text))
+    })
+    const answer = withBody(response, Scrub.values(secret)(response.headers), body, secret)
+    if (body === null) unlink()
+    else {
+      // Neither of these may hold the body, or it would never be collected.
+      uncollect = onCollected(body, ended)
+      close = onOpened("body", (reason) => controller.abort(reason))
+    }
     return { response: answer, fault: undefined, holds: false }
   })
+
+/** Remembers, by the key of the attempt, what an answer tells of stored resources; `undefined` if it tells nothing. */
+const learning = (
+  { provider }: Environment,
+  { storing }: PooledRequest,
+  lease: KeyPool.Lease,
+  { headers }: Response
+): ((text: string) => Effect.Effect<void>) | undefined => {
+  const { stored } = provider
+  return storing === true && stored !== undefined
+    ? (text) => Effect.suspend(() => lease.remember(stored({ headers, text })))
+    : undefined
 }
 
 const text = (response: Response): Effect.Effect<string, unknown> =>
@@ -294,7 +379,7 @@ const judged = (
 ): Effect.Effect<Answer> =>
   Effect.clockWith((clock) => {
     // Scrubbed first: what was echoed may stand where a code is looked for.
-    const scrubbed = Scrub.text(secret)(body)
+    const scrubbed = Scrub.cutText(secret)(body)
     const fault = Classifier.classify(provider.dialect, {
       status: response.status,
       headers: Scrub.values(secret)(response.headers),
@@ -335,7 +420,7 @@ const stream = (
       ),
       (opened): Effect.Effect<Answer, NoAnswer> => {
         if (opened._tag === "Failed") {
-          const held = Scrub.text(secret)(decoder.decode(joined(opened.held)))
+          const held = Scrub.cutText(secret)(decoder.decode(joined(opened.held)))
           return Effect.as(
             Effect.sync(() => {
               reader.cancel().catch(() => undefined)
@@ -349,7 +434,7 @@ const stream = (
           const now = () => MonotonicTime.nowOf(clock)
           const wall = () => clock.unsafeCurrentTimeMillis()
           MutableRef.set(idleSince, now())
-          const unlink = link(request.signal, controller, () => {})
+          const unlink = link(request.signal, controller)
           const unwatch = fork(lease.endWhenIdle(() => MutableRef.get(idleSince)))
           let usage: Usage.Usage | undefined
           let uncollect = () => {}
@@ -365,6 +450,7 @@ const stream = (
             controller.abort(reason)
             end()
           }
+          const learn = learning(environment, request, lease, response)
           const body = EventBody.rest(provider, reader, response.headers, opened, secret, wall, {
             late: (fault, error) => {
               if (controller.signal.aborted) return
@@ -376,6 +462,7 @@ const stream = (
               usage = Usage.read(data, usage)
               if (usage !== undefined) lease.used(usage)
             },
+            heard: learn === undefined ? undefined : (data) => fork(learn(data)),
             reading: (active) => MutableRef.set(idleSince, active ? undefined : now())
           })
           // Neither of these may hold the body, or it would never be collected.
@@ -383,7 +470,7 @@ const stream = (
           close = environment.onOpened("stream", breakOff)
           const headers = new Headers(Scrub.values(secret)(response.headers))
           headers.set(...environment.mark)
-          return { response: withBody(response, headers, body), fault: undefined, holds: true }
+          return { response: withBody(response, headers, body, secret), fault: undefined, holds: true }
         })
       }
     )
@@ -392,15 +479,13 @@ const stream = (
 /** Aborts the attempt with the caller's signal, until unlinked. `AbortSignal.any` would leak on Node.js 20. */
 const link = (
   signal: AbortSignal | undefined,
-  controller: AbortController,
-  keep: (unlink: () => void) => void
+  controller: AbortController
 ): () => void => {
   if (signal === undefined) return () => {}
   const abort = () => controller.abort(signal.reason)
   const unlink = () => signal.removeEventListener("abort", abort)
   if (signal.aborted) abort()
   else signal.addEventListener("abort", abort, { once: true })
-  keep(unlink)
   return unlink
 }
 
@@ -408,22 +493,17 @@ const link = (
 const clean = (response: Response, secret: string, body: string): Response => {
   const headers = Scrub.headers(secret)(response.headers)
   if (response.status >= 400) headers.set("x-should-retry", "false")
-  return withBody(response, headers, body, Scrub.text(secret)(response.statusText))
-}
-
-/** The answer as it came, its headers clean of the secret. */
-const withValues = (response: Response, secret: string): Response => {
-  const headers = Scrub.values(secret)(response.headers)
-  return headers === response.headers ? response : withBody(response, headers, response.body)
+  return withBody(response, headers, body, secret)
 }
 
 const withBody = (
   response: Response,
   headers: Headers,
   body: string | ReadableStream<Uint8Array> | null,
-  statusText = response.statusText
+  secret: string
 ): Response => {
   const { status, url } = response
+  const statusText = Scrub.text(secret)(response.statusText)
   const bare = status === 204 || status === 205 || status === 304
   const copy = new Response(bare ? null : body, { status, statusText, headers })
   // A made-up `Response` has no address; SDKs and their users read it.

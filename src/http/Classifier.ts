@@ -163,7 +163,11 @@ const judge = (
   const wait = WaitHint.fromParts(headers, body, base, status)
   const challenge = /\berror="([\w.-]{1,64})"/.exec(headers.get("www-authenticate") ?? "")?.[1]
   const codes = challenge === undefined ? body.codes : [...body.codes, challenge]
-  const { code, named, verdict } = decide(dialect, { body, codes, headers, status, wait })
+  const found = decide(dialect, { body, codes, headers, status, wait })
+  const { code, named } = found
+  const verdict = status !== undefined && dialect.failover?.includes(status) === true && isFinal(found.verdict)
+    ? triedAgain
+    : found.verdict
   const limited = verdict.kind === "RateLimited" ? dialect.limitScope : undefined
   const reset = verdict.kind === "QuotaExhausted" ? resetMillis(verdict, body, base) : undefined
   return Fault.make(verdict.kind, {
@@ -189,6 +193,13 @@ const unitOf = (said: string): "tokens" | "other" | undefined =>
     : /\btokens?\b|[a-z_]tokens?\b|\bTPM\b|Tokens?Per/i.test(said)
     ? "tokens"
     : undefined
+
+/** Whether the call would end here. */
+const isFinal = ({ failover, kind }: Verdict): boolean =>
+  kind === "Rejected" || kind === "TooLarge" || (kind === "Forbidden" && failover === false)
+
+/** Whoever wants such a status to be tried again says that it does no harm. */
+const triedAgain: Verdict = { kind: "ServerError", unprocessed: true }
 
 const decide = (dialect: ErrorDialect, evidence: Evidence): Found => {
   for (const code of evidence.codes) {

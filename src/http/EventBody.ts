@@ -29,7 +29,7 @@ export interface Opened {
 }
 
 /**
- * A body that failed before its first content.
+ * A body that failed before its first content; `held` is what came up to the end of the error.
  *
  * @since 0.1.0
  * @category models
@@ -107,7 +107,7 @@ export const open = Effect.fnUntraced(function*(
       }
       return {
         _tag: "Failed",
-        held,
+        held: upTo(held, event.end),
         fault: yield* Effect.clockWith((clock) =>
           Effect.succeed(
             faultOf(provider, event, headers, "before-content", secret, clock.unsafeCurrentTimeMillis()) ??
@@ -138,6 +138,8 @@ export interface Listener {
   readonly event?: (data: string) => void
   /** It is over: read to its end, failed, or cancelled. Told once. */
   readonly ended: () => void
+  /** The data of each event, before it is handed on; absent: nobody asks. */
+  readonly heard?: ((data: string) => void) | undefined
   /** A read begins, or is over. */
   readonly reading: (active: boolean) => void
 }
@@ -169,7 +171,7 @@ export const rest = (
     listener.ended()
   }
   const take = (chunk: Uint8Array): ReadonlyArray<Uint8Array> => {
-    const step = feed(provider, watch, chunk)
+    const step = feed(provider, watch, chunk, listener.heard)
     watch = step.watch
     for (const { data } of step.usages) if (data !== undefined) listener.event?.(data)
     for (const event of step.errors) {
@@ -190,6 +192,8 @@ export const rest = (
             ? { done: true, value: undefined }
             : await (pending ?? reader.read())
           if (held === undefined) pending = undefined
+          // Cancelled meanwhile: that ends a read, and cuts nothing.
+          if (over) return
           if (read.done) {
             const [last] = lastOf(watch.parser)
             const left = flush(watch, last)
@@ -207,6 +211,7 @@ export const rest = (
           if (out.length > 0) return
         }
       } catch (error) {
+        if (over) return
         const fault = Classifier.classifyThrown(error)
         const clean = scrubError(error)
         if (fault !== "cancelled") listener.late(fault, clean)
@@ -229,6 +234,7 @@ interface Watch {
   readonly held: Uint8Array
   readonly secrets: ReadonlyArray<Uint8Array>
   readonly scrub: (bytes: Uint8Array) => Uint8Array
+  readonly scrubCut: (bytes: Uint8Array) => Uint8Array
   readonly terminated: boolean
   readonly failed: boolean
 }
@@ -238,6 +244,7 @@ const watchFrom = (secret: string): Watch => ({
   held: none,
   secrets: Scrub.forms(secret).map((form) => encoder.encode(form)),
   scrub: Scrub.bytes(secret),
+  scrubCut: (bytes) => encoder.encode(Scrub.cutText(secret)(decoder.decode(bytes))),
   terminated: false,
   failed: false
 })
@@ -253,7 +260,7 @@ interface Fed {
  * Takes a chunk and says what of it may pass. Everything passes at once, but for bytes that look like the secret: those
  * wait until their event is complete, so that its kind is known.
  */
-const feed = (provider: Provider, watch: Watch, chunk: Uint8Array): Fed => {
+const feed = (provider: Provider, watch: Watch, chunk: Uint8Array, heard: Listener["heard"]): Fed => {
   const [events, parser] = Sse.feed(watch.parser, chunk)
   const bytes = watch.held.byteLength === 0 ? chunk : concat(watch.held, chunk)
   // The offset in the stream of the first byte that has not passed.
@@ -263,6 +270,7 @@ const feed = (provider: Provider, watch: Watch, chunk: Uint8Array): Fed => {
   let passed = 0
   let terminated = watch.terminated
   for (const event of events) {
+    if (heard !== undefined && event.data !== undefined) heard(event.data)
     if (event.data !== undefined && provider.ends(event.event, event.data)) terminated = true
     if (!looksLikeError(event) || Sse.firstContent(provider.grammar, event) !== "error") continue
     errors.push(event)
@@ -288,7 +296,7 @@ const feed = (provider: Provider, watch: Watch, chunk: Uint8Array): Fed => {
 /** What was held when the body ended: part of an event, which may be content as well as an error. */
 const flush = (watch: Watch, last: Sse.SseEvent | undefined): Uint8Array | undefined => {
   if (watch.held.byteLength === 0) return undefined
-  return last !== undefined && looksLikeError(last) ? watch.scrub(watch.held) : watch.held
+  return last !== undefined && looksLikeError(last) ? watch.scrubCut(watch.held) : watch.held
 }
 
 /** Parsing each event would cost more than all the rest; an error names itself. */
@@ -330,6 +338,16 @@ const faultOf = (
     { headers: Scrub.values(secret)(headers), now, streaming }
   )
 
+/** The first so many bytes of all chunks. */
+const upTo = (chunks: ReadonlyArray<Uint8Array>, end: number): ReadonlyArray<Uint8Array> => {
+  let before = 0
+  return chunks.flatMap((chunk) => {
+    const taken = chunk.subarray(0, Math.max(0, end - before))
+    before += chunk.byteLength
+    return taken.byteLength === 0 ? [] : [taken]
+  })
+}
+
 const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {
   const joined = new Uint8Array(a.byteLength + b.byteLength)
   joined.set(a)
@@ -339,5 +357,6 @@ const concat = (a: Uint8Array, b: Uint8Array): Uint8Array => {
 
 const none = new Uint8Array(0)
 const encoder = new TextEncoder()
+const decoder = new TextDecoder()
 /** An event that goes on and on is not waited for: it passes. */
 const maxHeld = 256 * 1024

@@ -7,6 +7,7 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -18,7 +19,7 @@ import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as AsyncContext from "../AsyncContext.js"
-import { CallOptions } from "../CallOptions.js"
+import { affinityHeader, around, CallOptions, type Settings as CallSettings, withOptions } from "../CallOptions.js"
 import * as Fault from "../Fault.js"
 import { AllKeysExhausted, emptyTrail, isPoolError, PoolClosed, type PoolError, type Trail } from "../KeymeshError.js"
 import type * as KeyPool from "../KeyPool.js"
@@ -83,6 +84,8 @@ export interface Options {
   readonly provider: Provider
   /** Where the provider is: requests to another origin pass without a key. Asked for at each request. */
   readonly baseUrl: () => URL
+  /** The client's own timeout in milliseconds, where a request does not announce one. Asked for at each request. */
+  readonly timeout?: (() => number | undefined) | undefined
   /** What really sends (default: the global `fetch`). */
   readonly transport?: Attempt.Transport | undefined
   /** How much of a stream may be held back before its first content (default 64 events, 256 KiB, 5 s). */
@@ -118,7 +121,9 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       // Outside the caller's asynchronous context: the scheduler would carry it into other fibers. A client may abort
       // its request also where the effect around it may not be interrupted.
       context.outside(() =>
-        Runtime.runFork(frame?.state === "running" ? frame.runtime : runtime)(Effect.interruptible(effect))
+        around.outside(() =>
+          Runtime.runFork(frame?.state === "running" ? frame.runtime : runtime)(Effect.interruptible(effect))
+        )
       )
 
     const collected = collector()
@@ -157,15 +162,26 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           }
           failures.remember(id, failure)
           failures.ofThrown(error, failure)
+          heard(frame, { failure, statuses: [fault.status], message: undefined })
         }
       }
     }
 
-    const pooled = (request: Incoming, frame: Frame | undefined): Promise<Response> => {
-      if (MutableRef.get(closed)) return Promise.resolve(failures.ofPool(provider, poolClosed(emptyTrail)))
+    const pooled = (
+      request: Incoming,
+      frame: Frame | undefined,
+      said: CallSettings | undefined
+    ): Promise<Response> => {
+      const ofPool = (error: PoolError): Response => {
+        const { body, response } = failures.ofPool(provider, error)
+        heard(frame, { failure: error, statuses: [response.status], message: body })
+        return response
+      }
+      if (MutableRef.get(closed)) return Promise.resolve(ofPool(poolClosed(emptyTrail)))
       const { announced, shape, signal } = request
       if (signal?.aborted === true) return Promise.reject(abortError(signal))
       const facts = provider.facts(shape)
+      const stored = provider.resources?.(shape)
       const lease = MutableRef.make<KeyPool.Lease | undefined>(undefined)
       const trail = MutableRef.make(emptyTrail)
       const env = environment(frame, trail)
@@ -175,6 +191,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         headers,
         init: request.init,
         facts,
+        storing: stored?.storing === true,
         signal,
         holdMillis: announced === undefined ? undefined : Math.max(100, announced.from / 4)
       }
@@ -186,6 +203,9 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         }, {
           model: facts.model,
           tokens: facts.tokens,
+          affinity: request.affinity,
+          resources: stored?.resources,
+          operation: operationOf(shape, options.baseUrl()),
           replayable: request.reusable ? given.replayable ?? repeatable : "never",
           hold: (answer) => answer.holds,
           trail,
@@ -207,7 +227,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       return new Promise((resolve, reject) => {
         const startedAt = performance.now()
         let timeout: Fault.Fault | undefined
-        const fiber = start(frame, call)
+        const fiber = start(frame, said === undefined ? call : withOptions(call, said))
         const abort = () => {
           // A client that gives up when it said it would has run into its timeout; any other abort is the caller's.
           const elapsed = performance.now() - startedAt
@@ -226,32 +246,39 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         fiber.addObserver((exit) => {
           calls.delete(fiber)
           frame?.calls.delete(fiber)
-          if (frame !== undefined && timeout !== undefined) {
-            frame.timedOut = providerFailure(timeout, undefined, undefined)
+          if (timeout !== undefined) {
+            heard(frame, {
+              failure: providerFailure(timeout, undefined, undefined),
+              statuses: [undefined],
+              message: undefined
+            })
           }
           signal?.removeEventListener("abort", abort)
           if (Exit.isSuccess(exit)) {
             const { body, fault, response } = exit.value
-            resolve(
-              fault === undefined
-                ? response
-                : failures.ofAnswer(response, providerFailure(fault, response, body))
-            )
-            return
+            if (fault === undefined) return resolve(response)
+            const failure = providerFailure(fault, response, body)
+            heard(frame, {
+              failure,
+              statuses: [response.status, fault.status],
+              message: typeof body === "string" ? body : JSON.stringify(body)
+            })
+            return resolve(failures.ofAnswer(response, failure))
           }
           const failure = Cause.failureOption(exit.cause)
           if (failure._tag === "None") {
             if (!Cause.isInterruptedOnly(exit.cause)) reject(Cause.squash(exit.cause))
             else if (MutableRef.get(closed) && signal?.aborted !== true) {
-              resolve(failures.ofPool(provider, poolClosed(MutableRef.get(trail))))
+              resolve(ofPool(poolClosed(MutableRef.get(trail))))
             } else reject(abortError(signal))
           } else if (isPoolError(failure.value)) {
-            resolve(failures.ofPool(provider, failure.value))
+            resolve(ofPool(failure.value))
           } else {
             const { error, fault } = failure.value
-            reject(
-              fault === undefined ? error : failures.ofThrown(error, providerFailure(fault, undefined, undefined))
-            )
+            if (fault === undefined) return reject(error)
+            const thrown = providerFailure(fault, undefined, undefined)
+            heard(frame, { failure: thrown, statuses: [undefined], message: undefined })
+            reject(failures.ofThrown(error, thrown))
           }
         })
       })
@@ -262,29 +289,29 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       const address = addressOf(input)
       // Not a URL at all, or a `data:` probe of an SDK: nothing to pool.
       if (address === undefined || address.protocol === "data:") return transport(input, init)
-      const request = incoming(address, input, init)
       if (address.origin !== options.baseUrl().origin) {
-        const headers = new Headers(request.shape.headers)
-        for (const name of provider.credentialHeaders) headers.delete(name)
+        const headers = headersOf(input, init)
+        for (const name of [...provider.credentialHeaders, affinityHeader]) headers.delete(name)
         return transport(input, { ...init, headers })
       }
-      return pooled(request, frame)
+      const said = around.get()
+      return incoming(options, address, input, init, (request) => pooled(request, frame, said))
     }
 
     const newFrame = Effect.map(
       Effect.runtime<never>(),
-      (runtime): Frame => ({ runtime, calls: new Set(), answers: new Set(), state: "running", timedOut: undefined })
+      (runtime): Frame => ({ runtime, calls: new Set(), answers: new Set(), heard: [], state: "running" })
     )
     const promised = <A>(frame: Frame, f: (signal: AbortSignal) => PromiseLike<A> | A): Effect.Effect<A, unknown> =>
       Effect.tryPromise({
         try: (signal) => context.run(frame, () => Promise.resolve(f(signal))),
         catch: (error) => attributed(frame, error)
       })
-    /** An SDK drops the error of a request that timed out, and makes its own. */
-    const attributed = (frame: Frame, error: unknown): unknown =>
-      frame.timedOut !== undefined && failures.find(error) === undefined && isTimeoutError(error)
-        ? failures.ofThrown(error, frame.timedOut)
-        : error
+    /** Many an SDK makes errors of its own that lead back to no answer: the callback knows what came to it. */
+    const attributed = (frame: Frame, error: unknown): unknown => {
+      const failure = failures.find(error) === undefined ? behind(error, frame.heard) : undefined
+      return failure === undefined ? error : failures.ofThrown(error, failure)
+    }
     /** What a callback has started ends with it, and is settled then. */
     const breakOff = (frame: Frame) =>
       Effect.suspend(() => {
@@ -336,13 +363,50 @@ interface Frame {
   readonly runtime: Runtime.Runtime<never>
   readonly calls: Set<Fiber.RuntimeFiber<unknown, unknown>>
   readonly answers: Set<Attempt.BreakOff>
+  /** What went wrong with its requests, the last ones last. */
+  readonly heard: Array<Heard>
   state: "running" | "sealed"
-  /** The last request that ran into the timeout of its client. */
-  timedOut: ProviderFailure | undefined
 }
 
-const isTimeoutError = (error: unknown): boolean =>
-  error instanceof Error && /Timeout/.test(`${error.name} ${error.constructor.name}`)
+/** A failure as an SDK's error may show it: by the text of the answer, or by its status; without one, nothing came. */
+interface Heard {
+  readonly failure: Failure
+  readonly statuses: ReadonlyArray<number | undefined>
+  readonly message: string | undefined
+}
+
+/** An error shows what came last; a callback that outlives many failures need not keep them all. */
+const heard = (frame: Frame | undefined, one: Heard): void => {
+  if (frame === undefined) return
+  frame.heard.push(one)
+  if (frame.heard.length > 64) frame.heard.shift()
+}
+
+/** Which of the failures an SDK's error is about. What is no error of an SDK is the callback's own. */
+const behind = (error: unknown, heard: ReadonlyArray<Heard>): Failure | undefined => {
+  if (!(error instanceof Error)) return undefined
+  const status: unknown = Reflect.get(error, "status")
+  const last = typeof status === "number"
+    ? heard.findLast(({ message }) => message === error.message) ??
+      heard.findLast(({ statuses }) => statuses.includes(status))
+    : aborted.test(`${error.name} ${error.constructor.name}`)
+    ? heard.findLast(({ failure }) => failure._tag === "ProviderFailure" && failure.fault.kind === "Timeout")
+    : isOfConnection(error)
+    ? heard.at(-1)
+    : undefined
+  return last?.failure
+}
+
+/**
+ * Whether an error is what an SDK throws for a request that got no answer.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const isOfConnection = (error: Error): boolean => /^APIConnection(?:Timeout)?Error$/.test(error.constructor.name)
+
+/** A client that ran into its own timeout says so, or that it aborted. */
+const aborted = /Timeout|Abort/
 
 // ----------------------------------------------------------------------------------------------------------- requests
 
@@ -352,8 +416,16 @@ interface Incoming {
   readonly init: () => RequestInit
   readonly signal: AbortSignal | undefined
   readonly reusable: boolean
-  /** Between which times, in milliseconds, the client's timeout is: it announces whole seconds, cut off. */
+  readonly affinity: string | undefined
+  /** Between which times, in milliseconds, the client's timeout is: where it announces one, in whole seconds. */
   readonly announced: { readonly from: number; readonly to: number } | undefined
+}
+
+/** Such as `POST /chat/completions`: nothing of the query, which may hold anything. */
+const operationOf = ({ method, url }: RequestShape, baseUrl: URL): string => {
+  const base = baseUrl.pathname.replace(/\/+$/, "")
+  const path = url.pathname.startsWith(`${base}/`) ? url.pathname.slice(base.length) : url.pathname
+  return `${method} ${path}`
 }
 
 const addressOf = (input: string | URL | Request): URL | undefined => {
@@ -361,32 +433,51 @@ const addressOf = (input: string | URL | Request): URL | undefined => {
   return URL.canParse(address) ? new URL(address) : undefined
 }
 
-const incoming = (url: URL, input: string | URL | Request, init: RequestInit | undefined): Incoming => {
+const headersOf = (input: string | URL | Request, init: RequestInit | undefined): Headers =>
+  new Headers(init?.headers ?? (input instanceof Request ? input.headers : undefined))
+
+/** Reads a request, and goes on with it: at once, unless its body is that of a `Request`, which is read here. */
+const incoming = <A>(
+  { provider, timeout }: Options,
+  url: URL,
+  input: string | URL | Request,
+  init: RequestInit | undefined,
+  go: (request: Incoming) => Promise<A>
+): Promise<A> => {
   const given = input instanceof Request ? input : undefined
-  const headers = new Headers(init?.headers ?? given?.headers)
-  const body = init?.body
-  const ownBody = body === undefined && given?.body !== null && given?.body !== undefined
-  const announced = headers.get("x-stainless-timeout") ?? ""
-  const seconds = /^\d{1,9}$/.test(announced) ? Number(announced) : undefined
-  return {
-    shape: {
-      method: (init?.method ?? given?.method ?? "GET").toUpperCase(),
-      url,
-      headers,
-      text: typeof body === "string" ? body : undefined,
-      form: body instanceof FormData ? body : undefined
-    },
-    init: () => ({
-      ...init,
-      method: init?.method ?? given?.method ?? "GET",
-      // A `Request` is copied for each attempt: reading its body uses it up.
-      ...(ownBody ? { body: given.clone().body, duplex: "half" } : body === undefined ? {} : { body })
-    }),
-    signal: init?.signal ?? given?.signal,
-    reusable: ownBody || RequestBody.isReusable(body),
-    announced: seconds === undefined ? undefined : { from: seconds * 1_000, to: (seconds + 1) * 1_000 }
-  }
+  const headers = headersOf(input, init)
+  const affinity = headers.get(affinityHeader) ?? ""
+  headers.delete(affinityHeader)
+  const method = init?.method ?? given?.method ?? "GET"
+  const read = (body: RequestInit["body"]) =>
+    go({
+      shape: {
+        method: method.toUpperCase(),
+        url,
+        headers,
+        text: typeof body === "string" ? body : undefined,
+        form: body instanceof FormData ? body : undefined
+      },
+      init: () => ({ ...init, method, ...(body === undefined ? {} : { body }) }),
+      signal: init?.signal ?? given?.signal,
+      affinity: affinity === "" ? undefined : affinity,
+      reusable: RequestBody.isReusable(body),
+      announced: announcedBy(provider, headers) ?? exactly(timeout?.())
+    })
+  if (init?.body !== undefined || given === undefined || given.body === null) return read(init?.body)
+  // It is a stream: nobody could look into it, or send it again.
+  return (headers.get("content-type")?.includes("json") === true ? given.text() : given.arrayBuffer()).then(read)
 }
+
+const announcedBy = ({ timeoutHeader }: Provider, headers: Headers): Incoming["announced"] => {
+  const seconds = timeoutHeader === undefined ? "" : headers.get(timeoutHeader.name) ?? ""
+  if (timeoutHeader === undefined || !/^\d{1,9}$/.test(seconds)) return undefined
+  const from = Number(seconds) - (timeoutHeader.rounded === "up" ? 1 : 0)
+  return { from: from * 1_000, to: (from + 1) * 1_000 }
+}
+
+const exactly = (millis: number | undefined): Incoming["announced"] =>
+  millis === undefined ? undefined : { from: millis, to: millis }
 
 /** How far from the announced timeout an abort is one, in milliseconds. */
 const timeoutSlack = 250
@@ -431,18 +522,19 @@ const makeFailures = (pool: string) =>
       response.headers.set(idHeader, id)
       return response
     }
-    const ofPool = (provider: Provider, error: PoolError): Response => {
+    const ofPool = (provider: Provider, error: PoolError): { readonly response: Response; readonly body: string } => {
       const { code, status } = honest(error)
       const id = nextId()
       remember(id, error)
       const headers = new Headers({ "content-type": "application/json", "x-should-retry": "false", [idHeader]: id })
-      if (status === 429 && error instanceof AllKeysExhausted && error.nextAvailableAt !== undefined) {
-        const millis = Math.max(0, error.nextAvailableAt - error.at)
-        headers.set("retry-after", String(Math.ceil(millis / 1_000)))
-        headers.set("retry-after-ms", String(Math.ceil(millis)))
+      const wait = status === 429 && error instanceof AllKeysExhausted ? error.retryAfter : undefined
+      const waitMillis = wait === undefined ? undefined : Duration.toMillis(wait)
+      if (waitMillis !== undefined) {
+        headers.set("retry-after", String(Math.ceil(waitMillis / 1_000)))
+        headers.set("retry-after-ms", String(waitMillis))
       }
-      const body = provider.renderError({ status, code, message: error.message, id })
-      return new Response(JSON.stringify(body), { status, headers })
+      const body = JSON.stringify(provider.renderError({ status, code, message: error.message, id, waitMillis }))
+      return { body, response: new Response(body, { status, headers }) }
     }
     const ofThrown = (error: unknown, failure: Failure): unknown => {
       if (Predicate.isObject(error)) byError.set(error, failure)
@@ -474,7 +566,8 @@ const headerOf = (error: object, name: string): string | undefined => {
 /** The status that says what is the matter. */
 const honest = (error: PoolError): { readonly status: number; readonly code: string } => {
   if (!(error instanceof AllKeysExhausted)) return { status: 503, code: `keymesh_${snake(error._tag)}` }
-  const reasons = Object.keys(error.reasonCounts)
+  // Keys that could not serve such a call at all say nothing about it.
+  const reasons = Object.keys(error.reasonCounts).filter((reason) => !unsuited.includes(reason))
   if (reasons.length > 0 && reasons.every((reason) => reason === "Unauthorized")) {
     return { status: 401, code: "keymesh_all_keys_unauthorized" }
   }
@@ -482,5 +575,7 @@ const honest = (error: PoolError): { readonly status: number; readonly code: str
     ? { status: 429, code: "keymesh_all_keys_limited" }
     : { status: 503, code: "keymesh_all_keys_exhausted" }
 }
+
+const unsuited: ReadonlyArray<string> = ["affinity", "unsuited", "model"]
 
 const snake = (tag: string): string => tag.replace(/(?<=[a-z])[A-Z]/g, (letter) => `_${letter}`).toLowerCase()

@@ -26,7 +26,7 @@ import * as Redacted from "effect/Redacted"
 import * as Runtime from "effect/Runtime"
 import * as Stream from "effect/Stream"
 import * as ApiKey from "../ApiKey.js"
-import { CallOptions } from "../CallOptions.js"
+import { affinityHeader, CallOptions } from "../CallOptions.js"
 import { type ConfigurationError, isPoolError, type PoolError } from "../KeymeshError.js"
 import * as KeyPool from "../KeyPool.js"
 import * as Outcome from "../Outcome.js"
@@ -180,7 +180,11 @@ const call = (
       try: () => new Headers(request.headers),
       catch: (cause) => new HttpClientError.RequestError({ request, reason: "Encode", cause })
     })
-    const facts = provider.facts(shapeOf(request, url, headers))
+    const affinity = headers.get(affinityHeader) ?? undefined
+    headers.delete(affinityHeader)
+    const shape = shapeOf(request, url, headers)
+    const facts = provider.facts(shape)
+    const stored = provider.resources?.(shape)
     const given = yield* CallOptions
     // The caller may stand where it cannot be interrupted; what is run here may always be.
     const runtime = yield* Effect.interruptible(Effect.runtime<never>())
@@ -208,6 +212,7 @@ const call = (
       // The body itself is sent as it is; this only says whether there is one, since redirects may drop it.
       init: () => ({ method: request.method, ...(request.body._tag === "Empty" ? {} : { body: "" }) }),
       facts,
+      storing: stored?.storing === true,
       signal,
       holdMillis: undefined
     }
@@ -223,6 +228,8 @@ const call = (
       {
         model: facts.model,
         tokens: facts.tokens,
+        affinity: affinity === "" ? undefined : affinity,
+        resources: stored?.resources,
         replayable: isReusable(request.body) ? given.replayable ?? repeatable : "never",
         hold: ({ holds }) => holds,
         classify: (exit) => {
@@ -280,7 +287,9 @@ async (input, init = {}) => {
     HttpClientRequest.setHeaders(headers)
   )
   MutableRef.set(unheard, { died: false })
-  const exit = await Runtime.runPromiseExit(runtime)(below(keyed), { signal })
+  // Its exit is a value: of a fiber that fails, the cause is logged, and this one has the request with the key.
+  const ran = await Runtime.runPromiseExit(runtime)(Effect.exit(below(keyed)), { signal })
+  const exit = Exit.flatten(ran)
   if (Exit.isSuccess(exit)) return webOf(exit.value, signal, runtime)
   const error = Option.getOrUndefined(Cause.failureOption(exit.cause))
   if (error === undefined) {
@@ -314,12 +323,20 @@ const bodyOf = (
   runtime: Runtime.Runtime<never>
 ): ReadableStream<Uint8Array> => {
   const chunks = Stream.suspend(() => response.stream).pipe(
-    // The error has the request, which has the key.
-    Stream.catchAll(({ cause, reason }) =>
-      reason === "EmptyBody" ? Stream.empty : Stream.fail(cause ?? new Error(reason))
-    )
+    Stream.map(Either.right),
+    // As values too. The error itself has the request; what caused it is for whoever reads to take the key out of.
+    Stream.catchAllCause((cause) => {
+      const error = Option.getOrUndefined(Cause.failureOption(cause))
+      return error?.reason === "EmptyBody"
+        ? Stream.empty
+        : Stream.succeed(
+          Either.left(error === undefined ? Cause.squash(cause) : error.cause ?? new Error(error.reason))
+        )
+    })
   )
-  const reader = MutableRef.make<ReadableStreamDefaultReader<Uint8Array> | undefined>(undefined)
+  const reader = MutableRef.make<
+    ReadableStreamDefaultReader<Either.Either<Uint8Array, unknown>> | undefined
+  >(undefined)
   const opened = () => {
     const before = MutableRef.get(reader)
     if (before !== undefined) return before
@@ -337,7 +354,8 @@ const bodyOf = (
     pull: async (controller) => {
       const { done, value } = await opened().read()
       if (done) controller.close()
-      else controller.enqueue(value)
+      else if (Either.isRight(value)) controller.enqueue(value.right)
+      else controller.error(value.left)
     },
     cancel: async () => {
       const open = MutableRef.get(reader)
@@ -381,7 +399,7 @@ const keyless = (
 ): HttpClientRequest.HttpClientRequest =>
   HttpClientRequest.make(request.method)(request.url, { urlParams: request.urlParams }).pipe(
     HttpClientRequest.setBody(request.body),
-    HttpClientRequest.setHeaders(PlatformHeaders.remove(request.headers, credentialHeaders))
+    HttpClientRequest.setHeaders(PlatformHeaders.remove(request.headers, [...credentialHeaders, affinityHeader]))
   )
 
 // ------------------------------------------------------------------------------------------------------------ requests

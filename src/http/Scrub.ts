@@ -15,14 +15,31 @@ import { isPoolError } from "../KeymeshError.js"
 export const placeholder = "[redacted]"
 
 /**
- * The forms of a secret: plain, and as in a URL.
+ * The forms of a secret: plain, as in a URL, as in JSON (some escape slashes), and as on a page.
  *
  * @since 0.1.0
  * @category getters
  */
 export const forms = (secret: string): ReadonlyArray<string> => [
-  ...new Set([secret, encodeURIComponent(secret), new URLSearchParams({ "": secret }).toString().slice(1)])
+  ...new Set([
+    secret,
+    ...[encodeURIComponent(secret), new URLSearchParams({ "": secret }).toString().slice(1)].flatMap((text) => [
+      text,
+      // Some write the digits small.
+      text.replace(/%[\dA-F]{2}/g, (code) => code.toLowerCase())
+    ]),
+    ...[JSON.stringify(secret).slice(1, -1)].flatMap((text) => [text, text.replaceAll("/", "\\/")]),
+    secret.replace(/[&<>"']/g, (mark) => entities[mark] ?? mark)
+  ])
 ]
+
+const entities: Readonly<Record<string, string>> = {
+  "&": "&amp;",
+  "<": "&lt;",
+  ">": "&gt;",
+  "\"": "&quot;",
+  "'": "&#39;"
+}
 
 /**
  * A text without the secret.
@@ -34,6 +51,31 @@ export const text = (secret: string) => {
   const all = forms(secret)
   return (value: string): string => all.reduce((clean, form) => clean.replaceAll(form, placeholder), value)
 }
+
+/**
+ * A text that may have been cut off, without the secret, and without the beginning of one at its end.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const cutText = (secret: string) => {
+  const scrub = text(secret)
+  const all = forms(secret)
+  return (value: string): string => {
+    const clean = scrub(value)
+    const lengths = all.map((form) => {
+      for (let length = form.length - 1; length >= fewest; length--) {
+        if (clean.endsWith(form.slice(0, length))) return length
+      }
+      return 0
+    })
+    const length = Math.max(...lengths)
+    return length === 0 ? clean : clean.slice(0, -length) + placeholder
+  }
+}
+
+/** So few characters of a secret tell nothing: it begins as all of its kind do. */
+const fewest = 6
 
 /**
  * Bytes without the secret; the same bytes, if it is not in them.

@@ -4,16 +4,19 @@
  *
  * @since 0.1.0
  */
-import Sdk from "@anthropic-ai/sdk"
+import Sdk, { type ClientOptions } from "@anthropic-ai/sdk"
 import * as Config from "effect/Config"
 import type { ConfigError } from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import type { ConfigurationError } from "../KeymeshError.js"
 import type * as PoolStore from "../PoolStore.js"
 import type * as Telemetry from "../Telemetry.js"
+import type { Adapter } from "./Adapter.js"
+import * as Effects from "./Effects.js"
 import { anthropic } from "./Providers.js"
 import * as SdkService from "./SdkService.js"
 
@@ -119,10 +122,21 @@ export const layerAs = <Self>(
   settings: Settings
 ): Layer.Layer<Self, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> => Layer.scoped(tag, make(settings))
 
-const sdk: SdkService.Sdk<Sdk> = {
+/**
+ * What the constructor of the client takes, but for its credentials and its retries.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Options = Omit<ClientOptions, (typeof credentials)[number] | "maxRetries">
+
+const credentials = ["apiKey", "authToken", "credentials", "config", "profile"] as const
+
+const sdk: SdkService.Sdk<Sdk, Options> = {
   provider: anthropic,
-  construct: (fetch, baseUrl) =>
+  construct: (fetch, baseUrl, options) =>
     new Sdk({
+      ...options,
       // More than one credential is refused, and none is looked for as soon as there is one; older SDKs look for both.
       apiKey: SdkService.placeholder,
       authToken: null,
@@ -130,8 +144,31 @@ const sdk: SdkService.Sdk<Sdk> = {
       fetch,
       ...(baseUrl === undefined ? {} : { baseURL: baseUrl })
     }),
+  given: (options) =>
+    Either.map(SdkService.refuseOptions(options, credentials), () => ({
+      baseUrl: options.baseURL ?? undefined,
+      fetch: options.fetch
+    })),
   addressOf: (client) => client.baseURL,
+  timeoutOf: (client) => client.timeout,
   withoutRetries: (client) => {
     client.maxRetries = 0
-  }
+  },
+  passSignal: Effects.inLastOptions
 }
+
+/**
+ * Anthropic for `createKeymesh`.
+ *
+ * @example
+ * ```ts
+ * import * as Anthropic from "effect-keymesh/Anthropic"
+ * import { createKeymesh } from "effect-keymesh/Keymesh"
+ *
+ * const client = createKeymesh({ provider: Anthropic.adapter, keys: ["sk-ant-one", "sk-ant-two"] })
+ * ```
+ *
+ * @since 0.1.0
+ * @category adapters
+ */
+export const adapter: Adapter<Sdk, SdkService.Own<Sdk, Options>> = SdkService.adapter(sdk, make)

@@ -4,19 +4,21 @@
  *
  * @since 0.1.0
  */
-import { GoogleGenAI } from "@google/genai"
+import { GoogleGenAI, type GoogleGenAIOptions, type HttpOptions } from "@google/genai"
 import * as Config from "effect/Config"
 import type { ConfigError } from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
-import * as AsyncContext from "../AsyncContext.js"
-import type * as Attempt from "../http/Attempt.js"
 import type { ConfigurationError } from "../KeymeshError.js"
 import type * as PoolStore from "../PoolStore.js"
+import * as Checks from "../Settings.js"
 import type * as Telemetry from "../Telemetry.js"
+import type { Adapter } from "./Adapter.js"
+import * as Effects from "./Effects.js"
 import { gemini } from "./Providers.js"
 import * as SdkService from "./SdkService.js"
 
@@ -30,12 +32,12 @@ import * as SdkService from "./SdkService.js"
 export interface Settings extends SdkService.Settings<GoogleGenAI> {}
 
 /**
- * The service.
+ * The service. Its `effects` are without `live`, which is not pooled.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Service extends SdkService.SdkService<GoogleGenAI> {}
+export interface Service extends SdkService.SdkService<GoogleGenAI, Effects.Effects<Omit<GoogleGenAI, "live">>> {}
 
 /**
  * Gemini over a pool.
@@ -71,22 +73,7 @@ export class Gemini extends Context.Tag("effect-keymesh/Gemini")<Gemini, Service
 export const make = (
   settings: Settings
 ): Effect.Effect<Service, ConfigurationError, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore> =>
-  Effect.suspend(() => {
-    const frames = AsyncContext.make<Frame>()
-    const { client, fetch = (input, init) => globalThis.fetch(input, init) } = settings
-    const above = (pooled: Attempt.Transport) => spelledOut(pooled, frames)
-    return Effect.map(
-      SdkService.make(
-        { ...sdk, construct: (pooled, baseUrl) => sdk.construct(above(pooled), baseUrl) },
-        {
-          ...settings,
-          fetch: withoutKeyInUrl(fetch),
-          client: client === undefined ? undefined : (pooled) => client(above(pooled))
-        }
-      ),
-      (service): Service => attributed(service, frames)
-    )
-  })
+  SdkService.make(sdk, settings)
 
 /**
  * @since 0.1.0
@@ -131,14 +118,35 @@ export const layerAs = <Self>(
   settings: Settings
 ): Layer.Layer<Self, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> => Layer.scoped(tag, make(settings))
 
-const sdk: SdkService.Sdk<GoogleGenAI> = {
+/**
+ * What the constructor of the client takes, but for its credentials, its retries and Vertex AI.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options extends Pick<GoogleGenAIOptions, "apiVersion"> {
+  readonly httpOptions?: Omit<HttpOptions, "retryOptions">
+}
+
+const sdk: SdkService.Sdk<GoogleGenAI, Options> = {
   provider: gemini,
-  construct: (fetch, baseUrl) =>
+  construct: (fetch, baseUrl, options) =>
     new GoogleGenAI({
+      ...options,
       apiKey: SdkService.placeholder,
       // Or the environment could turn it into a client of Vertex AI.
       vertexai: false,
-      httpOptions: { fetch, ...(baseUrl === undefined ? {} : { baseUrl }) }
+      httpOptions: { ...options?.httpOptions, fetch, ...(baseUrl === undefined ? {} : { baseUrl }) }
+    }),
+  given: (options) =>
+    Either.gen(function*() {
+      const { httpOptions = {}, ...own } = options
+      yield* SdkService.refuseOptions(own, ["apiKey", "googleAuthOptions"])
+      yield* Checks.refuseUnknown(own, ["apiVersion"], "providerOptions")
+      if ("retryOptions" in httpOptions) {
+        return yield* Checks.refuse("providerOptions.httpOptions.retryOptions", "must be left out: see `retry`")
+      }
+      return { baseUrl: httpOptions.baseUrl, fetch: httpOptions.fetch }
     }),
   addressOf: (client) => {
     const api = apiOf(client)
@@ -149,8 +157,33 @@ const sdk: SdkService.Sdk<GoogleGenAI> = {
     const options = field(field(apiOf(client), "clientOptions"), "httpOptions")
     if (Predicate.isObject(options)) Reflect.deleteProperty(options, "retryOptions")
     withoutInnerRetries(client)
+  },
+  answered: (response) => endsWhenLeft(response),
+  // Two kinds of services: those around an inner client take options, the others a `config` among the parameters.
+  passSignal: (call, abortSignal) => {
+    if ("getClient" in call.owner) return Effects.inLastOptions(call, abortSignal)
+    const [parameters = {}, ...rest] = call.args
+    if (!Effects.isPlain(parameters)) return call.args
+    const { config = {} } = parameters
+    return [{ ...parameters, config: Effects.isPlain(config) ? { abortSignal, ...config } : config }, ...rest]
   }
 }
+
+/**
+ * Gemini for `createKeymesh`.
+ *
+ * @example
+ * ```ts
+ * import * as Gemini from "effect-keymesh/Gemini"
+ * import { createKeymesh } from "effect-keymesh/Keymesh"
+ *
+ * const client = createKeymesh({ provider: Gemini.adapter, keys: ["AIza-one", "AIza-two"] })
+ * ```
+ *
+ * @since 0.1.0
+ * @category adapters
+ */
+export const adapter: Adapter<GoogleGenAI, SdkService.Own<GoogleGenAI, Options>> = SdkService.adapter(sdk, make)
 
 // ------------------------------------------------------------------------------------------------ the SDK from inside
 
@@ -211,46 +244,6 @@ const gettersOf = (client: object): ReadonlyMap<string, () => unknown> => {
   return getters
 }
 
-// -------------------------------------------------------------------------------------------------------- the requests
-
-/** A key in the URL would stand beside the pool's own. */
-const withoutKeyInUrl = (fetch: Attempt.Transport): Attempt.Transport => (input, init) => {
-  // Only what the pool has put a key on; requests to other origins are none of its business.
-  if (typeof input !== "string" || !(init?.headers instanceof Headers) || !init.headers.has("x-goog-api-key")) {
-    return fetch(input, init)
-  }
-  const url = new URL(input)
-  if (!url.searchParams.has("key")) return fetch(input, init)
-  url.searchParams.delete("key")
-  return fetch(url.href, init)
-}
-
-/** Takes requests as this SDK makes them, and gives answers that it can do no harm to. */
-const spelledOut =
-  (fetch: Attempt.Transport, frames: AsyncContext.AsyncContext<Frame>): Attempt.Transport => async (input, init) => {
-    const frame = frames.get()
-    const [url, given] = input instanceof Request && init === undefined ? await taken(input) : [input, init]
-    // Outside, because the pool's own fibers are nobody's.
-    const response = await frames.outside(() => fetch(url, given))
-    const id = response.headers.get(idHeader)
-    if (frame !== undefined && id !== null) {
-      const text = response.ok ? undefined : await response.clone().text()
-      frame.push({ id, status: response.status, message: text === undefined ? undefined : asMessage(text) })
-    }
-    return endsWhenLeft(response)
-  }
-
-/** `interactions` and its kin send a `Request`, whose body is a stream: nobody could read it and send it again. */
-const taken = async (request: Request): Promise<readonly [url: string, init: RequestInit]> => {
-  const { headers, method, signal } = request
-  const body = request.body === null
-    ? undefined
-    : headers.get("content-type")?.includes("json") === true
-    ? await request.text()
-    : await request.arrayBuffer()
-  return [request.url, { method, headers, signal, ...(body === undefined ? {} : { body }) }]
-}
-
 /** Whoever leaves a stream of this SDK only lets go of the body; the request would go on, and hold its key. */
 const endsWhenLeft = (response: Response): Response => {
   const { body } = response
@@ -271,64 +264,4 @@ const endsWhenLeft = (response: Response): Response => {
     }
   })
   return response
-}
-
-// ---------------------------------------------------------------------------------------------------------- the errors
-
-/** What came back in one callback, as far as it may be asked for by an error. */
-type Frame = Array<{
-  readonly id: string
-  readonly status: number
-  /** Of a refusal: the message that the SDK makes of it. */
-  readonly message: string | undefined
-}>
-
-const idHeader = "x-keymesh-id"
-
-const asMessage = (text: string): string => {
-  try {
-    return JSON.stringify(JSON.parse(text))
-  } catch {
-    return text
-  }
-}
-
-/** The SDK's errors have no headers, so nothing of them leads to what the pool knows; here they are told apart. */
-const attributed = (service: Service, frames: AsyncContext.AsyncContext<Frame>): Service => {
-  const tracked = async <A>(frame: Frame, f: () => PromiseLike<A> | A): Promise<A> => {
-    try {
-      return await frames.run(frame, f)
-    } catch (error) {
-      throw marked(frame, error)
-    }
-  }
-  return {
-    ...service,
-    use: (f) => service.use((client, signal) => tracked([], () => f(client, signal))),
-    stream: (f) =>
-      service.stream(async (client, signal) => {
-        const frame: Frame = []
-        const opened = await tracked(frame, () => f(client, signal))
-        return {
-          [Symbol.asyncIterator]: () => {
-            const iterator = opened[Symbol.asyncIterator]()
-            return {
-              next: () => tracked(frame, () => iterator.next()),
-              return: async () => await iterator.return?.() ?? { done: true, value: undefined }
-            }
-          }
-        }
-      })
-  }
-}
-
-/** An error with the id of its answer, where the pool looks for it. */
-const marked = (frame: Frame, error: unknown): unknown => {
-  if (!(error instanceof Error) || "headers" in error || !("status" in error)) return error
-  const answer = frame.findLast(({ message }) => message === error.message) ??
-    frame.findLast(({ status }) => status === error.status) ??
-    // An error inside a stream, whose answer was a success.
-    frame.findLast(({ status }) => status < 300)
-  if (answer !== undefined) Object.defineProperty(error, "headers", { value: new Headers([[idHeader, answer.id]]) })
-  return error
 }

@@ -5,13 +5,13 @@
  */
 import * as FetchHttpClient from "@effect/platform/FetchHttpClient"
 import * as HttpClient from "@effect/platform/HttpClient"
-import type * as HttpClientError from "@effect/platform/HttpClientError"
 import * as HttpClientRequest from "@effect/platform/HttpClientRequest"
 import * as Config from "effect/Config"
 import type { ConfigError } from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import * as ApiKey from "../ApiKey.js"
@@ -20,13 +20,18 @@ import type * as EventBody from "../http/EventBody.js"
 import * as PooledFetch from "../http/PooledFetch.js"
 import * as PooledHttpClient from "../http/PooledHttpClient.js"
 import * as RequestBody from "../http/RequestBody.js"
+import * as KeymeshError from "../KeymeshError.js"
 import { ConfigurationError } from "../KeymeshError.js"
 import * as KeyPool from "../KeyPool.js"
 import type * as PoolStore from "../PoolStore.js"
+import * as Checks from "../Settings.js"
 import type * as Telemetry from "../Telemetry.js"
+import * as Adapter from "./Adapter.js"
 import * as dialects from "./dialects.js"
 import { genericGrammar } from "./grammars.js"
-import type { ErrorDialect, Provider, RequestFacts, RequestShape } from "./Provider.js"
+import type * as Provider from "./Provider.js"
+import * as RestClient from "./RestClient.js"
+import * as SdkErrors from "./SdkErrors.js"
 
 /**
  * Where a key goes into a request: `"bearer"` (`Authorization: Bearer …`), a header, a parameter of the query, or
@@ -48,10 +53,7 @@ export type Auth =
  * @since 0.1.0
  * @category models
  */
-export interface Credentials {
-  readonly headers?: Readonly<Record<string, string>> | undefined
-  readonly query?: Readonly<Record<string, string>> | undefined
-}
+export type Credentials = Provider.Credentials
 
 /**
  * What a provider of a REST API is made of.
@@ -64,14 +66,14 @@ export interface ApiOptions {
   readonly name?: string | undefined
   readonly auth: Auth
   /** How the API words its errors (default: what most have in common). */
-  readonly errors?: ErrorDialect | undefined
+  readonly errors?: Provider.ErrorDialect | undefined
   /** Whether a success may be an error by its body, so that JSON bodies are looked into (default: as `errors` says). */
   readonly peek?: boolean | undefined
   /**
    * Whether a request may be sent again after a fault that leaves open whether it was processed. Default: GET, HEAD,
    * OPTIONS, and whatever has an `Idempotency-Key`; a call's own `CallOptions.replayable` wins.
    */
-  readonly replayable?: boolean | ((request: RequestShape) => boolean) | undefined
+  readonly replayable?: boolean | ((request: Provider.RequestShape) => boolean) | undefined
 }
 
 /**
@@ -110,6 +112,8 @@ export interface Service {
   /** As the global `fetch`. What the pool gives up on is an answer with an honest status: 401, 429 or 503. */
   readonly fetch: Attempt.Transport
   readonly pool: KeyPool.Service
+  /** The typed error behind one that came of a request: with the fault, the trail, and when a key is back. */
+  readonly errorOf: (error: unknown) => KeymeshError.CallError
 }
 
 /**
@@ -167,28 +171,29 @@ export const make = (
     const pool = yield* KeyPool.make({ name: "http", ...ofPool })
     const api = provider({ name: pool.name, auth, errors, peek, replayable })
     const transport: Attempt.Transport = given ?? ((input, init) => globalThis.fetch(input, init))
-    const { fetch } = yield* PooledFetch.make({
+    const { failureOf, fetch } = yield* PooledFetch.make({
       pool,
       provider: api,
       baseUrl: () => new URL(baseUrl),
-      transport: authenticated(auth, transport),
+      transport,
       hold
     })
     const plain = httpClient ?? (yield* Effect.provide(HttpClient.HttpClient, FetchHttpClient.layer)).pipe(
       HttpClient.transformResponse(Effect.provideService(FetchHttpClient.Fetch, transport))
     )
-    // Not mapped: what is mapped is mapped above the pool, where there is no key yet.
-    const keyed = HttpClient.makeWith<never, never, HttpClientError.HttpClientError, never>(
-      Effect.flatMap((request) => plain.execute(authenticate(auth)(request))),
-      Effect.succeed
-    )
-    const client = keyed.pipe(
+    const client = plain.pipe(
       PooledHttpClient.pooled(pool, api, { baseUrl, allowInsecureBaseUrl, propagateTrace, hold }),
       HttpClient.mapRequest((request) =>
         URL.canParse(request.url) ? request : HttpClientRequest.prependUrl(request, baseUrl)
       )
     )
-    return { client, fetch, pool }
+    return {
+      client,
+      fetch,
+      pool,
+      errorOf: (error) =>
+        Option.getOrElse(KeymeshError.find(error), () => SdkErrors.toCallError(api, failureOf(error), error))
+    }
   })
 
 /**
@@ -223,20 +228,20 @@ export const layerAs = <Self>(
 ): Layer.Layer<Self, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> => Layer.scoped(tag, make(settings))
 
 /**
- * A REST API as provider data. Where its keys are no header, they travel in a header of ours up to the last step,
- * `authenticated`, which this data is to be used with.
+ * A REST API as provider data.
  *
  * @since 0.1.0
  * @category providers
  */
 export const provider = (
   { auth, errors = dialects.generic, name = "http", peek, replayable }: ApiOptions
-): Provider => ({
+): Provider.Provider => ({
   name,
   dialect: peek === undefined ? errors : { ...errors, okBody: peek ? "peek" : "ignore" },
   grammar: genericGrammar,
-  credential: (secret) => isHeader(auth) ? headerOf(auth, secret) : [carrier, secret],
-  credentialHeaders: [...new Set([...usualHeaders, ...isHeader(auth) ? [headerOf(auth, "")[0]] : []])],
+  credentials: (secret) => credentialsOf(auth, secret),
+  credentialHeaders: [...new Set([...usualHeaders, ...Object.keys(named(auth).headers ?? {})])],
+  credentialParams: Object.keys(named(auth).query ?? {}),
   facts: (request) => factsOf(request, replayable),
   // Streams in general have no mark of their end.
   ends: () => true,
@@ -244,52 +249,121 @@ export const provider = (
   renderError: ({ code, id, message }) => ({ error: { message, code, keymesh_id: id } })
 })
 
-// -------------------------------------------------------------------------------------------------------------- auth
+// ----------------------------------------------------------------------------------------------------------- adapter
 
-/** A `fetch` that puts the key where the API wants it. */
-const authenticated = (auth: Auth, transport: Attempt.Transport): Attempt.Transport =>
-  isHeader(auth)
-    ? transport
-    : async (input, init) => {
-      const headers = new Headers(init?.headers)
-      const secret = headers.get(carrier)
-      if (secret === null) return transport(input, init)
-      const url = new URL(input instanceof Request ? input.url : input)
-      const plain = new URL(url)
-      const { headers: own, query } = credentialsOf(auth, secret)
-      headers.delete(carrier)
-      for (const [name, value] of Object.entries(own ?? {})) headers.set(name, value)
-      for (const [name, value] of Object.entries(query ?? {})) {
-        url.searchParams.set(name, value)
-        plain.searchParams.delete(name)
-      }
-      const response = await transport(url.href, { ...init, headers })
-      // An answer tells where it came from, also when it is cloned.
-      const { status, statusText } = response
-      const copy = new Response(response.body, { status, statusText, headers: response.headers })
-      return Object.defineProperty(copy, "url", { value: plain.href })
-    }
-
-const authenticate = (auth: Auth) => (request: HttpClientRequest.HttpClientRequest) => {
-  const { [carrier]: secret, ...headers } = request.headers
-  if (isHeader(auth) || secret === undefined) return request
-  const { headers: own, query } = credentialsOf(auth, secret)
-  const url = new URL(request.url)
-  for (const [name, value] of Object.entries(query ?? {})) url.searchParams.set(name, value)
-  return HttpClientRequest.make(request.method)(url.href).pipe(
-    HttpClientRequest.setBody(request.body),
-    HttpClientRequest.setHeaders({ ...headers, ...own })
-  )
+/**
+ * What `adapter` takes: the settings of the API as `make` takes them, and those of the original's HTTP adapter.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface AdapterOptions
+  extends Omit<ApiOptions, "auth">, Pick<Settings, "baseUrl" | "allowInsecureBaseUrl" | "fetch" | "hold">
+{
+  /** Where a key goes (default `"bearer"`). Not with `authHeader`. */
+  readonly auth?: Auth | undefined
+  /** The headers that a key makes; as `auth` with a function. */
+  readonly authHeader?: ((key: string) => Readonly<Record<string, string>>) | undefined
+  /** Headers of every request, below its own. */
+  readonly defaultHeaders?: Readonly<Record<string, string>> | undefined
+  /** How long one attempt may take, its body included, in milliseconds (default, and 0: no bound). */
+  readonly timeoutMs?: number | undefined
+  /** Statuses that are tried again although they are the fault of the request; as `failoverStatusCodes`. */
+  readonly extraTransientStatuses?: ReadonlyArray<number> | undefined
 }
 
-const isHeader = (auth: Auth): auth is "bearer" | { readonly header: string } =>
-  auth === "bearer" || (typeof auth === "object" && "header" in auth)
+/**
+ * Any HTTP endpoint for `createKeymesh`, as a small client of JSON, and as a `fetch`.
+ *
+ * @example
+ * ```ts
+ * import * as Http from "effect-keymesh/Http"
+ * import { createKeymesh } from "effect-keymesh/Keymesh"
+ *
+ * const search = createKeymesh({
+ *   provider: Http.adapter({
+ *     baseUrl: "https://search.example",
+ *     authHeader: (key) => ({ authorization: `Bearer ${key}` })
+ *   }),
+ *   keys: ["key-one", "key-two"]
+ * })
+ * ```
+ *
+ * @since 0.1.0
+ * @category adapters
+ */
+export const adapter = (options: AdapterOptions): Adapter.Adapter<RestClient.RestClient, {}> => ({
+  name: options?.name ?? "http",
+  settings: [],
+  make: (pool, _, failover) =>
+    Effect.gen(function*() {
+      yield* Checks.refuseUnknown(options, optionNames, "provider")
+      const { auth, authHeader, defaultHeaders = {}, extraTransientStatuses = [], name, timeoutMs = 0, ...api } =
+        options
+      if (auth !== undefined && authHeader !== undefined) {
+        return yield* Checks.refuse("provider.authHeader", "cannot be used with `auth`")
+      }
+      if (authHeader !== undefined && typeof authHeader !== "function") {
+        return yield* Checks.refuse("provider.authHeader", "must be a function from a key to headers")
+      }
+      yield* Checks.integer(timeoutMs, "provider.timeoutMs")
+      const statuses = yield* Adapter.failoverStatuses(extraTransientStatuses, "provider.extraTransientStatuses")
+      const transport = api.fetch ?? ((input, init) => globalThis.fetch(input, init))
+      const service = yield* make({
+        ...pool,
+        ...api,
+        name: pool.name ?? name ?? "http",
+        auth: authHeader === undefined ? auth ?? "bearer" : (secret) => ({ headers: authHeader(secret) }),
+        errors: Adapter.dialectWithFailover(api.errors ?? dialects.generic, [...failover, ...statuses]),
+        fetch: timeoutMs === 0 ? transport : withTimeout(transport, timeoutMs)
+      })
+      return {
+        client: RestClient.make(service.fetch, api.baseUrl, defaultHeaders),
+        pool: service.pool,
+        errorOf: service.errorOf
+      }
+    })
+})
 
-const headerOf = (auth: "bearer" | { readonly header: string }, secret: string): readonly [string, string] =>
-  auth === "bearer" ? ["authorization", `Bearer ${secret}`] : [auth.header.toLowerCase(), secret]
+const optionNames: ReadonlyArray<keyof AdapterOptions> = [
+  "name",
+  "auth",
+  "authHeader",
+  "baseUrl",
+  "allowInsecureBaseUrl",
+  "fetch",
+  "hold",
+  "errors",
+  "peek",
+  "replayable",
+  "defaultHeaders",
+  "timeoutMs",
+  "extraTransientStatuses"
+]
 
-const credentialsOf = (auth: Exclude<Auth, "bearer" | { readonly header: string }>, secret: string): Credentials =>
-  typeof auth === "function" ? auth(secret) : { query: { [auth.query]: secret } }
+/** Each attempt has its own time, to the end of its body. Signals are linked by hand: `AbortSignal.any` leaks. */
+const withTimeout = (transport: Attempt.Transport, millis: number): Attempt.Transport => (input, init) => {
+  const controller = new AbortController()
+  const given = init?.signal ?? undefined
+  const abort = () => controller.abort(given?.reason)
+  if (given?.aborted === true) abort()
+  given?.addEventListener("abort", abort, { once: true })
+  // It is not cleared, for the body may still come; nobody waits for it.
+  const timer = AbortSignal.timeout(millis)
+  timer.addEventListener("abort", () => controller.abort(timer.reason), { once: true })
+  return transport(input, { ...init, signal: controller.signal })
+}
+
+// -------------------------------------------------------------------------------------------------------------- auth
+
+const credentialsOf = (auth: Auth, secret: string): Credentials => {
+  if (auth === "bearer") return { headers: { authorization: `Bearer ${secret}` } }
+  if (typeof auth === "function") return auth(secret)
+  return "header" in auth ? { headers: { [auth.header.toLowerCase()]: secret } } : { query: { [auth.query]: secret } }
+}
+
+/** Where credentials go, as far as that is known without a secret: functions are asked for real ones only. */
+const named = (auth: Auth): Credentials => typeof auth === "function" ? {} : credentialsOf(auth, "")
 
 const checked = (auth: Auth): Effect.Effect<void, ConfigurationError> => {
   if (auth === "bearer" || typeof auth === "function") return Effect.void
@@ -308,13 +382,11 @@ const checked = (auth: Auth): Effect.Effect<void, ConfigurationError> => {
     : Effect.fail(new ConfigurationError({ field: `auth.${field}`, problem: "must be a name" }))
 }
 
-/** Never leaves this module: taken out again before anything is sent. */
-const carrier = "x-keymesh-credential"
-const usualHeaders = ["authorization", "x-api-key", "api-key", "x-goog-api-key", carrier]
+const usualHeaders = ["authorization", "x-api-key", "api-key", "x-goog-api-key"]
 
 // ------------------------------------------------------------------------------------------------------------- facts
 
-const factsOf = (request: RequestShape, replayable: ApiOptions["replayable"]): RequestFacts => {
+const factsOf = (request: Provider.RequestShape, replayable: ApiOptions["replayable"]): Provider.RequestFacts => {
   const { model, stream } = request.text === undefined ? {} : RequestBody.topLevel(request.text, ["model", "stream"])
   const may = typeof replayable === "function" ? replayable(request) : replayable
   return {

@@ -8,12 +8,22 @@ import * as Config from "effect/Config"
 import type { ConfigError } from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import OpenAI from "openai"
-import type { ConfigurationError } from "../KeymeshError.js"
+import OpenAI, { type ClientOptions } from "openai"
+import type { ExtractParsedContentFromParams } from "openai/lib/parser"
+import type {
+  ExtractParsedContentFromParams as ExtractParsedResponse,
+  ResponseCreateParamsWithTools
+} from "openai/lib/ResponsesParser"
+import type { ChatCompletionParseParams, ParsedChatCompletion } from "openai/resources/chat/completions"
+import type { ParsedResponse } from "openai/resources/responses/responses"
+import type { CallError, ConfigurationError } from "../KeymeshError.js"
 import type * as PoolStore from "../PoolStore.js"
 import type * as Telemetry from "../Telemetry.js"
+import type { Adapter } from "./Adapter.js"
+import * as Effects from "./Effects.js"
 import { openAi } from "./Providers.js"
 import * as SdkService from "./SdkService.js"
 
@@ -33,7 +43,31 @@ export interface Settings extends SdkService.Settings<OpenAI> {}
  * @since 0.1.0
  * @category models
  */
-export interface Service extends SdkService.SdkService<OpenAI> {}
+export interface Service extends SdkService.SdkService<OpenAI, Effects.Effects<OpenAI> & Parsing> {}
+
+/**
+ * The methods that parse answers by a format or tools of yours: with type parameters of their own, they cannot be read
+ * off the client.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Parsing {
+  readonly chat: {
+    readonly completions: {
+      readonly parse: <Params extends ChatCompletionParseParams, Parsed = ExtractParsedContentFromParams<Params>>(
+        body: Params,
+        options?: OpenAI.RequestOptions
+      ) => Effect.Effect<Identified<ParsedChatCompletion<Parsed>>, CallError>
+    }
+  }
+  readonly responses: {
+    readonly parse: <Params extends ResponseCreateParamsWithTools, Parsed = ExtractParsedResponse<Params>>(
+      body: Params,
+      options?: OpenAI.RequestOptions
+    ) => Effect.Effect<Identified<ParsedResponse<Parsed>>, CallError>
+  }
+}
 
 /**
  * OpenAI over a pool.
@@ -67,7 +101,12 @@ export class OpenAi extends Context.Tag("effect-keymesh/OpenAi")<OpenAi, Service
 export const make = (
   settings: Settings
 ): Effect.Effect<Service, ConfigurationError, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore> =>
-  SdkService.make(sdk, settings)
+  // At run time every method is in the view; `Parsing` only adds the types of two.
+  SdkService.make(sdk, settings) as Effect.Effect<
+    Service,
+    ConfigurationError,
+    Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore
+  >
 
 /**
  * @since 0.1.0
@@ -114,18 +153,53 @@ export const layerAs = <Self>(
   settings: Settings
 ): Layer.Layer<Self, ConfigurationError, Telemetry.Telemetry | PoolStore.PoolStore> => Layer.scoped(tag, make(settings))
 
-const sdk: SdkService.Sdk<OpenAI> = {
+/** The SDK puts the id of the request on what it gives. */
+type Identified<A> = A & { _request_id?: string | null }
+
+/**
+ * What the constructor of the client takes, but for its credentials and its retries.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Options = Omit<ClientOptions, "apiKey" | "adminAPIKey" | "maxRetries">
+
+const sdk: SdkService.Sdk<OpenAI, Options> = {
   provider: openAi,
-  construct: (fetch, baseUrl) =>
+  construct: (fetch, baseUrl, options) =>
     new OpenAI({
-      apiKey: SdkService.placeholder,
       organization: null,
       project: null,
+      ...options,
+      apiKey: SdkService.placeholder,
       fetch,
       ...(baseUrl === undefined ? {} : { baseURL: baseUrl })
     }),
+  given: (options) =>
+    Either.map(SdkService.refuseOptions(options, ["apiKey", "adminAPIKey"]), () => ({
+      baseUrl: options.baseURL ?? undefined,
+      fetch: options.fetch
+    })),
   addressOf: (client) => client.baseURL,
+  timeoutOf: (client) => client.timeout,
   withoutRetries: (client) => {
     client.maxRetries = 0
-  }
+  },
+  passSignal: Effects.inLastOptions
 }
+
+/**
+ * OpenAI for `createKeymesh`.
+ *
+ * @example
+ * ```ts
+ * import { createKeymesh } from "effect-keymesh/Keymesh"
+ * import * as OpenAi from "effect-keymesh/OpenAi"
+ *
+ * const client = createKeymesh({ provider: OpenAi.adapter, keys: ["sk-one", "sk-two"] })
+ * ```
+ *
+ * @since 0.1.0
+ * @category adapters
+ */
+export const adapter: Adapter<OpenAI, SdkService.Own<OpenAI, Options>> = SdkService.adapter(sdk, make)

@@ -33,6 +33,8 @@ export interface ErrorDialect {
   readonly words: Readonly<Record<string, Verdict>>
   /** What a bare status means, where this differs from `Fault.fromStatus`. */
   readonly statuses: Readonly<Record<number, Verdict>>
+  /** Statuses that are tried again, as a `ServerError` is, even where they are the fault of the request. */
+  readonly failover?: ReadonlyArray<number>
 }
 
 /**
@@ -120,6 +122,34 @@ export interface RequestShape {
 }
 
 /**
+ * What a request has to do with what is stored at the provider.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StoredFacts {
+  /**
+   * The stored resources that it names, by the provider's ids: it must go to the account that has them. The first one
+   * that is known decides.
+   */
+  readonly resources: ReadonlyArray<string>
+  /** Whether its answer may tell of stored resources: then `Provider.stored` gets to see it. */
+  readonly storing: boolean
+}
+
+/**
+ * An answer that may tell of stored resources.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface AnswerShape {
+  readonly headers: Headers
+  /** Its body, if that is JSON, or as much as was read of it; of a stream, the data of one event; else empty. */
+  readonly text: string
+}
+
+/**
  * What of a request decides how it is pooled.
  *
  * @since 0.1.0
@@ -146,6 +176,19 @@ export interface GivenUp {
   readonly code: string
   readonly message: string
   readonly id: string
+  /** Milliseconds until a key may serve again, where that is known. */
+  readonly waitMillis?: number | undefined
+}
+
+/**
+ * What authenticates one request; replaces what the request has under the same names.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Credentials {
+  readonly headers?: Readonly<Record<string, string>> | undefined
+  readonly query?: Readonly<Record<string, string>> | undefined
 }
 
 /**
@@ -159,11 +202,22 @@ export interface Provider {
   readonly name: string
   readonly dialect: ErrorDialect
   readonly grammar: StreamGrammar
-  /** The credential header that a key goes into, and how; `sent` are the headers of the request as it came in. */
-  readonly credential: (secret: string, sent: Headers) => readonly [header: string, value: string]
+  /** Where in a request a key goes, and how; `sent` are the headers of the request as it came in. */
+  readonly credentials: (secret: string, sent: Headers) => Credentials
   /** Every header that may carry a credential; what the SDK put there is taken out. Lower-case. */
   readonly credentialHeaders: ReadonlyArray<string>
+  /** Every parameter of the query that may carry a credential, likewise (default: none). */
+  readonly credentialParams?: ReadonlyArray<string> | undefined
+  /**
+   * The header by which the SDK announces its own timeout in whole seconds, rounded so (default: none). An SDK that
+   * aborts when it said it would has run into it: a `Timeout`, and not the caller's will.
+   */
+  readonly timeoutHeader?: { readonly name: string; readonly rounded: "down" | "up" } | undefined
   readonly facts: (request: RequestShape) => RequestFacts
+  /** What a request has to do with what is stored at the provider; absent: nothing. */
+  readonly resources?: ((request: RequestShape) => StoredFacts) | undefined
+  /** The stored resources that an answer tells of, by the names that requests use; absent: nobody looks. Must not throw. */
+  readonly stored?: ((answer: AnswerShape) => ReadonlyArray<string>) | undefined
   /** Whether an event of a stream is its proper end. */
   readonly ends: (event: string | undefined, data: string) => boolean
   /** The provider's id of an answer. */

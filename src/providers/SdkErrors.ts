@@ -5,7 +5,7 @@
  */
 import * as Predicate from "effect/Predicate"
 import * as Classifier from "../http/Classifier.js"
-import type * as PooledFetch from "../http/PooledFetch.js"
+import * as PooledFetch from "../http/PooledFetch.js"
 import { type CallError, emptyTrail, isPoolError, ProviderError, SdkError } from "../KeymeshError.js"
 import type { Provider } from "./Provider.js"
 
@@ -35,7 +35,7 @@ export const toCallError = (
   }
   if (!(error instanceof Error)) return new SdkError({ provider: provider.name, cause: error })
   const status = "status" in error && typeof error.status === "number" ? error.status : undefined
-  const spoken = status !== undefined || connection.test(error.constructor.name)
+  const spoken = status !== undefined || PooledFetch.isOfConnection(error)
   const fault = spoken ? faultOf(provider, status, error) : undefined
   return fault === undefined
     ? new SdkError({ provider: provider.name, cause: error })
@@ -70,6 +70,3 @@ const bodyOf = (error: unknown): unknown => {
   const kept = error["error"]
   return Predicate.isRecord(kept) && kept["type"] === "error" && "error" in kept ? kept : { error: kept }
 }
-
-/** The SDKs' classes for requests that got no answer. */
-const connection = /^APIConnection(?:Timeout)?Error$/

@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as ApiKey from "../ApiKey.js"
@@ -13,7 +14,10 @@ import * as PooledFetch from "../http/PooledFetch.js"
 import type { CallError, ConfigurationError } from "../KeymeshError.js"
 import * as KeyPool from "../KeyPool.js"
 import type * as PoolStore from "../PoolStore.js"
+import * as Checks from "../Settings.js"
 import type * as Telemetry from "../Telemetry.js"
+import * as Adapter from "./Adapter.js"
+import * as Effects from "./Effects.js"
 import type { Provider } from "./Provider.js"
 import * as SdkErrors from "./SdkErrors.js"
 
@@ -45,24 +49,20 @@ export interface Settings<Client> extends KeyPool.Settings {
 }
 
 /**
- * The service of an adapter.
+ * The service of an adapter. `View` is its `effects`, where more or less can be said of them than of the client.
  *
  * @since 0.1.0
  * @category models
  */
-export interface SdkService<Client> {
-  /** The real SDK client, pooled underneath: a drop-in replacement. */
-  readonly client: Client
+export interface SdkService<Client, View = Effects.Effects<Client>> extends Effects.Calls<Client> {
   /**
-   * Calls the client from Effect: interruption and settings of the effect reach the requests, and failures are typed.
-   * For anything that is iterated (streams, pages), use `stream`.
+   * The client's methods as effects: `yield* service.effects.a.b(…)` is `use` with `client.a.b(…)`, and a `Stream` where
+   * `stream` would have to be taken. See `Effects` for which is which, and what is left out.
    */
-  readonly use: <A>(f: (client: Client, signal: AbortSignal) => PromiseLike<A> | A) => Effect.Effect<A, CallError>
-  /** As `use`, for streams of the API, pages, and whatever else of the SDK can be iterated. */
-  readonly stream: <A>(
-    f: (client: Client, signal: AbortSignal) => PromiseLike<AsyncIterable<A>> | AsyncIterable<A>
-  ) => Stream.Stream<A, CallError>
+  readonly effects: View
   readonly pool: KeyPool.Service
+  /** The typed error behind one that the plain client threw: with the fault, the trail, and when a key is back. */
+  readonly errorOf: (error: unknown) => CallError
 }
 
 /**
@@ -71,14 +71,24 @@ export interface SdkService<Client> {
  * @since 0.1.0
  * @category models
  */
-export interface Sdk<Client> {
+export interface Sdk<Client, in Options = never> {
   readonly provider: Provider
-  /** A client with the pooled `fetch`, and no credential that matters. */
-  readonly construct: (fetch: Attempt.Transport, baseUrl: string | undefined) => Client
+  /** A client with the pooled `fetch`, and no credential that matters; `options` are those of its own constructor. */
+  readonly construct: (fetch: Attempt.Transport, baseUrl: string | undefined, options?: Options) => Client
+  /** What the constructor's options say of the transport; or what of them cannot be used. */
+  readonly given: (
+    options: Options
+  ) => Checks.Checked<{ readonly baseUrl?: string | undefined; readonly fetch?: Attempt.Transport | undefined }>
   /** The address that a client has resolved. */
   readonly addressOf: (client: Client) => string
+  /** The timeout that a client has resolved, in milliseconds, if it need not announce it. */
+  readonly timeoutOf?: ((client: Client) => number) | undefined
   /** Switches the SDK's own retries off. */
   readonly withoutRetries: (client: Client) => void
+  /** What of an answer must be otherwise for this SDK (default: nothing). */
+  readonly answered?: ((response: Response) => Response) | undefined
+  /** Where a method takes the signal that ends its requests. */
+  readonly passSignal: Effects.PassSignal
 }
 
 /**
@@ -87,8 +97,8 @@ export interface Sdk<Client> {
  * @since 0.1.0
  * @category constructors
  */
-export const make = <Client>(
-  sdk: Sdk<Client>,
+export const make = <Client extends object>(
+  sdk: Omit<Sdk<Client>, "given">,
   settings: Settings<Client>
 ): Effect.Effect<
   SdkService<Client>,
@@ -103,21 +113,94 @@ export const make = <Client>(
       pool,
       provider,
       baseUrl: () => new URL(sdk.addressOf(client)),
+      timeout: () => sdk.timeoutOf?.(client),
       transport: fetch,
       hold
     })
-    const client: Client = makeClient?.(pooled.fetch) ?? sdk.construct(pooled.fetch, baseUrl)
+    const { answered } = sdk
+    const given: Attempt.Transport = answered === undefined
+      ? pooled.fetch
+      : (input, init) => pooled.fetch(input, init).then(answered)
+    const client: Client = makeClient?.(given) ?? sdk.construct(given, baseUrl)
     sdk.withoutRetries(client)
     yield* ApiKey.baseUrlOf(sdk.addressOf(client), allowInsecureBaseUrl === true, "baseUrl")
     const failed = (error: unknown) => SdkErrors.toCallError(provider, pooled.failureOf(error), error)
-    const service: SdkService<Client> = {
+    const calls: Effects.Calls<Client> = {
       client,
-      pool,
       use: (f) => Effect.mapError(pooled.within((signal) => f(client, signal)), failed),
       stream: (f) => Stream.mapError(pooled.iterate((signal) => f(client, signal)), failed)
     }
-    return service
+    return { ...calls, effects: Effects.make(calls, sdk.passSignal), pool, errorOf: failed }
   })
+
+/**
+ * The settings of an adapter value, beside those of a pool.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Own<Client, Options> extends Omit<Settings<Client>, keyof KeyPool.Settings | "provider"> {
+  /** Whose API it is, for those that speak the language of this SDK (default: the SDK's own); see `presets`. */
+  readonly api?: Provider | undefined
+  /**
+   * What else the constructor of the client takes: timeouts, own headers, the address. Its `fetch` is the one underneath.
+   * Credentials and retries are the pool's business: they are refused. Not with `client`.
+   */
+  readonly providerOptions?: Options | undefined
+}
+
+/**
+ * The adapter of an SDK as a value: `make` is that of its service.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const adapter = <Client extends object, Options extends object>(
+  sdk: Sdk<Client, Options>,
+  make: (settings: Settings<Client>) => Effect.Effect<
+    Omit<SdkService<Client>, "effects">,
+    ConfigurationError,
+    Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore
+  >
+): Adapter.Adapter<Client, Own<Client, Options>> => ({
+  name: sdk.provider.name,
+  settings: ["client", "baseUrl", "allowInsecureBaseUrl", "fetch", "hold", "api", "providerOptions"],
+  make: (pool, { api = sdk.provider, providerOptions, ...own }, failover) =>
+    Effect.gen(function*() {
+      const settings = { ...pool, ...own, provider: Adapter.withFailover(api, failover) }
+      if (providerOptions === undefined) return yield* make(settings)
+      if (own.client !== undefined) return yield* Checks.refuse("providerOptions", "cannot be used with `client`")
+      const { baseUrl, fetch } = yield* sdk.given(providerOptions)
+      return yield* make({
+        ...settings,
+        fetch: own.fetch ?? fetch,
+        client: (pooled) => sdk.construct(pooled, own.baseUrl ?? baseUrl, providerOptions)
+      })
+    })
+})
+
+/**
+ * Refuses options of a client that would work against the pool: its own credentials, and its own retries.
+ *
+ * @since 0.1.0
+ * @category checks
+ */
+export const refuseOptions = (
+  options: object,
+  credentials: ReadonlyArray<string>,
+  path = "providerOptions"
+): Checks.Checked<void> => {
+  for (const [name, value] of Object.entries(options)) {
+    if (value === undefined || value === null) continue
+    if (credentials.includes(name)) {
+      return Checks.refuse(`${path}.${name}`, "must be left out: `keys` has the credentials of the pool")
+    }
+    if (name === "maxRetries" && value !== 0) {
+      return Checks.refuse(`${path}.maxRetries`, "must be left out: the pool retries, as `retry` says")
+    }
+  }
+  return Either.void
+}
 
 /**
  * SDKs want a key to be made; the pool puts the real one in its place.

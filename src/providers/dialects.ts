@@ -26,6 +26,8 @@ const egress: Verdict = { kind: "Forbidden", scope: "provider", failover: false 
 /** Limited at the edge by client address, or upstream of the provider: other keys do not help. */
 const limitedForAll: Verdict = { kind: "RateLimited", scope: "provider", failover: false }
 const limitedUpstream: Verdict = { ...limitedForAll, perModel: true }
+/** Stored with another account, for all that one can see: the key is fine, the one that made it can serve. */
+const elsewhere: Verdict = { ...rejected, failover: true }
 const noModel: Verdict = { kind: "Rejected", scope: "provider", perModel: true, code: "model_not_found" }
 /** A conflict or a lock that goes away; nothing was done. */
 const conflict: Verdict = { kind: "ServerError", scope: "request", unprocessed: true }
@@ -77,6 +79,7 @@ const commonCodes: Readonly<Record<string, Verdict>> = {
     "insufficient_scope",
     "insufficient_permissions"
   ]),
+  previous_response_not_found: elsewhere,
   ip_not_authorized: forbiddenGroup,
   unsupported_country_region_territory: egress,
   ...all(limited, ["slow_down", "ramp_limit_exceeded"]),
@@ -275,6 +278,19 @@ const modelRules: ReadonlyArray<ErrorRule> = [
   }
 ]
 
+const storedRules: ReadonlyArray<ErrorRule> = [
+  {
+    statuses: [400, 403],
+    message: new RegExp(
+      "\\bno such (?:file|batch|upload|response|container|conversation|vector ?store)\\b|" +
+        "\\b(?:files?|batch|upload|response|container|conversation|vector store|cached ?content)\\b" +
+        "(?:[^.]|\\.\\S){0,120}?\\b(?:not found|not exist|no longer exists)\\b",
+      "i"
+    ),
+    verdict: elsewhere
+  }
+]
+
 const contentRules: ReadonlyArray<ErrorRule> = [
   {
     statuses: [400, 403, 422],
@@ -293,7 +309,8 @@ const commonRules: ReadonlyArray<ErrorRule> = [
   ...moneyRules,
   ...contentRules,
   ...accessRules,
-  ...modelRules
+  ...modelRules,
+  ...storedRules
 ]
 
 /** A provider in the manner of the others, with what it does differently; its own rules come first. */
@@ -405,7 +422,7 @@ const geminiRules: ReadonlyArray<ErrorRule> = [
   {
     statuses: [403],
     message: /permission to access the (?:file|cached)|cached ?content not found|may not exist/i,
-    verdict: { ...rejected, failover: true }
+    verdict: elsewhere
   }
 ]
 

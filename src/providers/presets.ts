@@ -99,7 +99,7 @@ export const xai: Preset = make("xai", "https://api.x.ai/v1", dialects.xai)
  */
 export const azure = (endpoint: string): Preset =>
   make("azure", `${endpoint.replace(/\/+$/, "")}/openai/v1`, dialects.azure, {
-    credential: (secret) => ["api-key", secret],
+    credentials: (secret) => ({ headers: { "api-key": secret } }),
     requestId: (headers) => headers.get("apim-request-id") ?? headers.get("x-request-id") ?? undefined
   })
 

@@ -76,12 +76,16 @@ const turn = Effect.promise(() => new Promise((resolve) => setImmediate(resolve)
 const textOf = (answer: Attempt.Answer) => Effect.promise(() => answer.response.text())
 
 describe("answers", () => {
-  test("a success is handed on, the same object", () =>
+  test("a success is handed on as it is, and opened only when it is read", () =>
     Effect.gen(function*() {
-      const response = new Response("{}", json)
+      const body = new ReadableStream<Uint8Array>({ pull: (controller) => controller.enqueue(Uint8Array.of(123)) })
+      const response = new Response(body, json)
       const answer = yield* attempted({ transport: () => Promise.resolve(response) })
-      assert.strictEqual(answer.response, response)
       assert.deepInclude(answer, { fault: undefined, holds: false })
+      assert.deepStrictEqual([...answer.response.headers], [...response.headers])
+      assert.isFalse(body.locked)
+      const first = yield* Effect.promise(async () => answer.response.body?.getReader().read())
+      assert.deepStrictEqual(first, { done: false, value: Uint8Array.of(123) })
     }))
 
   test("an answer without a body stays without one", () =>

@@ -297,8 +297,8 @@ describe("streams", () => {
     Effect.gen(function*() {
       const { client, fake, held } = yield* both("a", { fake: { keys: { [a]: { stallAfter: 1 } } } })
       const fiber = yield* Effect.fork(Stream.runDrain(HttpClientResponse.stream(client.execute(chat(fake, true)))))
+      yield* fake.waitForRequests(1)
       yield* until(Effect.map(held, (n) => n === 1))
-      yield* Effect.sleep(30)
       yield* Fiber.interrupt(fiber)
       yield* until(Effect.map(held, (n) => n === 0))
       yield* fake.idle

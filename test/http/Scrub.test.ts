@@ -15,12 +15,16 @@ const texts = FastCheck.array(
 ).map((parts) => parts.join(""))
 
 describe("forms", () => {
-  it("plain, as in a path, and as in a form", () => {
+  it("plain, as in a path, as in a form, as in JSON, and as on a page", () => {
     assert.deepStrictEqual(Scrub.forms(secret), [
       secret,
       "to%2Fken%2Bodd%3D0123%20456",
-      "to%2Fken%2Bodd%3D0123+456"
+      "to%2fken%2bodd%3d0123%20456",
+      "to%2Fken%2Bodd%3D0123+456",
+      "to%2fken%2bodd%3d0123+456",
+      "to\\/ken+odd=0123 456"
     ])
+    assert.includeMembers([...Scrub.forms("a&\"/b")], ["a&\\\"/b", "a&\\\"\\/b", "a&amp;&quot;/b"])
     assert.deepStrictEqual(Scrub.forms("sk-plain"), ["sk-plain"])
   })
 })

@@ -1,37 +1,18 @@
 import Anthropic, { toFile } from "@anthropic-ai/sdk"
 import { assert, describe, it } from "@effect/vitest"
 import OldestAnthropic from "anthropic-oldest"
-import * as Cause from "effect/Cause"
 import * as Config from "effect/Config"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
-import { inspect } from "node:util"
 import * as FakeAnthropic from "../../examples/support/FakeAnthropic.js"
-import type * as FakeProvider from "../../examples/support/FakeProvider.js"
 import * as ApiKey from "../../src/ApiKey.js"
-import * as Scrub from "../../src/http/Scrub.js"
 import * as AnthropicPool from "../../src/providers/Anthropic.js"
 import { anthropic as provider } from "../../src/providers/Providers.js"
-import {
-  a,
-  asked,
-  atOnce,
-  b,
-  drained,
-  failure,
-  live,
-  once,
-  secretOf,
-  spied,
-  until,
-  watched
-} from "../support/openai.js"
+import { a, asked, atOnce, b, drained, failure, live, once, secretOf, spied, until } from "../support/openai.js"
 
 const model = "claude-sonnet-5"
 const messages = [{ role: "user" as const, content: "good morning to you" }]
@@ -813,97 +794,6 @@ describe("what the pool knows of a request", () => {
       assert.strictEqual(error.errorCode, "keymesh_all_keys_limited")
       assert.isAbove(Number(error.headers.get("retry-after")), 50)
     }))
-})
-
-describe("K1", () => {
-  /** No pattern gives this key away, and it looks different in a URL. */
-  const secret = "tok/en+odd=0123456789abcdef"
-
-  const shown = (value: unknown): string => {
-    const texts = [String(value), inspect(value, { depth: 10, showHidden: true }), JSON.stringify(value) ?? ""]
-    if (value instanceof Error) {
-      texts.push(value.message, value.stack ?? "", JSON.stringify(value, Object.getOwnPropertyNames(value)))
-      const headers: unknown = Reflect.get(value, "headers")
-      texts.push(JSON.stringify(headers instanceof Headers ? Array.from(headers) : headers) ?? "")
-      if (value.cause !== undefined) texts.push(shown(value.cause))
-    }
-    return texts.join("\n")
-  }
-
-  const thrown = ({ error }: { readonly error: unknown }) => error === undefined ? undefined : Promise.reject(error)
-  const wrong = (client: Anthropic) => client.messages.create({ model, messages } as never)
-  const streamed = (client: Anthropic) => drained(() => askStream(client)).then(thrown)
-  const helped = (client: Anthropic) => client.messages.stream(question).finalMessage()
-
-  const echoes: Readonly<
-    Record<string, readonly [FakeProvider.Behaviour | FakeProvider.Answer, (client: Anthropic) => Promise<unknown>]>
-  > = {
-    "400": [{ echo: true }, wrong],
-    "400 for money": [{ echo: true, refuse: "quota" }, ask],
-    "401": [{ echo: true, refuse: "revoked" }, ask],
-    "403": [{ echo: true, refuse: "region" }, ask],
-    "404": [{ echo: true, models: ["claude-haiku-5-5"] }, ask],
-    "429": [{ echo: true, limit: { requestsPerMinute: 1, windowMs: 60_000, burst: 0.1 } }, ask],
-    "500": [{ echo: true, outage: { status: 500 } }, ask],
-    "502, a page": [{ echo: true, outage: { status: 502 } }, ask],
-    "529": [{ echo: true, outage: { status: 529 } }, helped],
-    "an error of a stream before content": [{ echo: true, streamError: { after: 0, as: "overloaded" } }, streamed],
-    "an error of a stream after content": [{ echo: true, streamError: { after: 2, as: "overloaded" } }, streamed],
-    "an error of messages.stream after content": [{ echo: true, streamError: { after: 2 } }, helped],
-    "a redirect": [{
-      status: 307,
-      headers: { location: `https://elsewhere.test/?key=${encodeURIComponent(secret)}` },
-      body: `moved ${secret}`
-    }, ask],
-    "codes": [{
-      status: 400,
-      headers: { "x-seen": secret },
-      body: JSON.stringify({
-        type: "error",
-        error: { type: secret, message: secret, details: { error_code: secret } },
-        request_id: secret
-      })
-    }, ask]
-  }
-
-  for (const [version, Sdk] of sdks) {
-    for (const [name, [behaviour, call]] of Object.entries(echoes)) {
-      live(`K1: the key is nowhere when the upstream echoes it (${version}): ${name}`, () =>
-        Effect.gen(function*() {
-          const fake = yield* FakeAnthropic.make()
-          if ("status" in behaviour) yield* fake.script("*", Array<FakeProvider.Answer>(4).fill(behaviour))
-          else yield* fake.set("*", behaviour)
-          const events = yield* watched
-          const anthropic = yield* service(fake, "", {
-            keys: [{ secret, label: "odd" }, "sk-other-0000"],
-            strategy: "sequential-then-rotate",
-            rotations: 0,
-            retry: Schedule.stop,
-            maxWait: 0
-          }, Sdk)
-          const plain = yield* failure(() => call(anthropic.client))
-          const used = yield* Effect.exit(anthropic.use(call))
-          assert.isTrue(Exit.isFailure(used), "it must fail")
-          const cause = Exit.isFailure(used) ? used.cause : Cause.empty
-          const snapshot = yield* anthropic.pool.snapshot
-          const texts = [
-            shown(plain),
-            shown(Cause.squash(cause)),
-            Cause.pretty(cause, { renderErrorCause: true }),
-            inspect(cause, { depth: 10 }),
-            shown(snapshot),
-            inspect(anthropic.pool, { depth: 10, showHidden: true }),
-            ...(yield* events).map(shown)
-          ]
-          assert.isAbove((yield* fake.requests).filter(({ key }) => key === secret).length, 0)
-          assert.include(texts.join(), Scrub.placeholder, "it must have been echoed")
-          for (const text of texts) {
-            for (const form of Scrub.forms(secret)) assert.notInclude(text, form, name)
-            assert.notInclude(text, secret.slice(0, 20), name)
-          }
-        }))
-    }
-  }
 })
 
 describe("making it", () => {

@@ -297,6 +297,14 @@ describe("C10: what the pool itself has to say", () => {
       assert.strictEqual(field(field(error, "error"), "keymesh_id"), headerOf(error, "x-keymesh-id"))
     }))
 
+  live("C10: 401 when all keys that could serve are unauthorized", () =>
+    Effect.gen(function*() {
+      const { openai } = yield* both("a", { keys: { [a]: { refuse: "revoked" } } }, {
+        keys: [a, { secret: b, models: ["another-model"] }]
+      })
+      assert.instanceOf(yield* failure(() => chat(openai.client)), OpenAI.AuthenticationError)
+    }))
+
   live("C10: 429 with Retry-After when any is limited", () =>
     Effect.gen(function*() {
       const { fake, openai } = yield* both("ab", { keys: { [a]: { refuse: "revoked" } } }, { budget: 100 })

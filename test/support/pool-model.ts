@@ -724,6 +724,8 @@ export class World {
       }
     }
     check(index.size === keys.filter((key) => key.gatedUntil === undefined).length, () => "the index has no others")
+    const load = keys.reduce((sum, key) => key.gatedUntil === undefined ? sum + key.inFlight : sum, 0)
+    check(this.state.load === load, () => `the load is ${this.state.load}, and not ${load}`)
     const gated = keys.map((key) => key.gatedUntil ?? Infinity)
     check(nextOpening === Math.min(Infinity, ...gated), () => `nextOpening is ${nextOpening}, gates: ${gated}`)
     const open = keys.filter((key) => key.breaker._tag !== "Closed").length

@@ -1,0 +1,183 @@
+/**
+ * Where a pool of plain code keeps what outlives it: memory, a file, an object with two functions, or a `PoolStore`.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
+import * as Scope from "effect/Scope"
+import type { ConfigurationError } from "./KeymeshError.js"
+import * as PoolStore from "./PoolStore.js"
+import * as Checks from "./Settings.js"
+
+/**
+ * A place for one record per pool name. A record is plain JSON; it holds key ids, never secrets.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Backend {
+  /** The record of a pool, as it was saved; `null` or `undefined` when there is none. */
+  readonly load: (pool: string) => unknown
+  /** Replaces the record of a pool. */
+  readonly save: (pool: string, record: unknown) => unknown
+  /** Called when the client is closed, after the last save. */
+  readonly close?: (() => unknown) | undefined
+}
+
+/**
+ * What `state` may be.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type State =
+  | "memory"
+  | "file"
+  | Backend
+  | PoolStore.Service
+  | Layer.Layer<PoolStore.PoolStore, unknown>
+
+/**
+ * The store for a `state`; what it opens is closed with the scope. Without one, and for `"memory"`, nothing is kept.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = (
+  state: unknown,
+  file: unknown
+): Effect.Effect<PoolStore.Service, ConfigurationError, Scope.Scope> =>
+  Effect.gen(function*() {
+    if (file !== undefined && state !== "file") {
+      return yield* Checks.refuse("stateFile", "goes with `state: \"file\"` only")
+    }
+    if (state === undefined || state === "memory") return PoolStore.none
+    if (state === "file") return ofBackend(yield* fileBackend(file))
+    if (Layer.isLayer(state)) {
+      // What it needs and may fail with is in the type of the setting; of another layer the store says so when asked.
+      return yield* ofLayer(state as Layer.Layer<PoolStore.PoolStore, unknown>)
+    }
+    if (!isBackend(state)) {
+      return yield* Checks.refuse(
+        "state",
+        "must be \"memory\", \"file\", an object with the functions `load` and `save`, a PoolStore, or its layer"
+      )
+    }
+    const { close } = state
+    if (close !== undefined) {
+      yield* Effect.addFinalizer(() => Effect.ignore(Effect.tryPromise(async () => close.call(state))))
+    }
+    return ofBackend(state)
+  })
+
+const isBackend = (value: unknown): value is Backend =>
+  Predicate.hasProperty(value, "load") && Predicate.isFunction(value.load) &&
+  Predicate.hasProperty(value, "save") && Predicate.isFunction(value.save) &&
+  (!("close" in value) || value.close === undefined || Predicate.isFunction(value.close))
+
+/**
+ * A `PoolStore` answers with effects, anything else with values or promises of them. A record as JSON is a record: all
+ * that encoding does is to write out what decoding would fill in.
+ */
+const ofBackend = (backend: Backend): PoolStore.Service => ({
+  load: (pool) =>
+    Effect.flatMap(answerOf(() => backend.load(pool)), (found) => {
+      if (Option.isOption(found)) return Option.isNone(found) ? Effect.succeedNone : recordOf(found.value)
+      return found === null || found === undefined ? Effect.succeedNone : recordOf(found)
+    }),
+  save: (pool, record) => Effect.asVoid(answerOf(() => backend.save(pool, PoolStore.encode(record))))
+})
+
+const recordOf = (json: unknown) => Effect.asSome(PoolStore.decode(json))
+
+const answerOf = (ask: () => unknown): Effect.Effect<unknown, PoolStore.StoreError> =>
+  Effect.suspend(() => {
+    const answer = ask()
+    // Of an effect that is no store's own nothing is known: what it needs is missing, and what it fails with is told.
+    if (Effect.isEffect(answer)) return Effect.mapError(answer as Effect.Effect<unknown, unknown>, unreachable)
+    return Predicate.isPromiseLike(answer)
+      ? Effect.tryPromise({ try: () => answer, catch: unreachable })
+      : Effect.succeed(answer)
+  }).pipe(Effect.catchAllDefect((defect) => Effect.fail(unreachable(defect))))
+
+const unreachable = (cause: unknown): PoolStore.StoreError =>
+  cause instanceof PoolStore.StoreError
+    ? cause
+    : new PoolStore.StoreError({ problem: "unreachable", detail: "it failed", cause })
+
+/** Built once, when the pool first asks for it: building may take its time. */
+const ofLayer = (layer: Layer.Layer<PoolStore.PoolStore, unknown>) =>
+  Effect.gen(function*() {
+    const scope = yield* Effect.scope
+    const built = yield* Effect.cached(
+      Effect.mapBoth(Layer.buildWithScope(layer, scope), {
+        onFailure: unreachable,
+        onSuccess: (context) => Context.get(context, PoolStore.PoolStore)
+      })
+    )
+    const store: PoolStore.Service = {
+      load: (pool) => Effect.flatMap(built, (store) => store.load(pool)),
+      save: (pool, record) => Effect.flatMap(built, (store) => store.save(pool, record))
+    }
+    return store
+  })
+
+// ----------------------------------------------------------------------------------------------------------------- file
+
+/**
+ * One JSON file with the records of all pools that name it. It is read and written in one go, so that pools of one
+ * process do not overwrite each other; and replaced as a whole, so that it can always be read.
+ */
+const fileBackend = (path: unknown): Checks.Checked<Backend> => {
+  if (path !== undefined && (typeof path !== "string" || path.trim() === "")) {
+    return Checks.refuse("stateFile", "must be the path of a file")
+  }
+  const at = path ?? ".keymesh-state.json"
+  const fs = platform.process?.getBuiltinModule?.("node:fs")
+  if (fs === undefined) {
+    return Checks.refuse("state", "this platform has no files: give an object with the functions `load` and `save`")
+  }
+  const all = (): unknown => fs.existsSync(at) ? JSON.parse(fs.readFileSync(at, "utf8")) : {}
+  const readable = (): Record<string, unknown> => {
+    try {
+      const read = all()
+      return Predicate.isRecord(read) ? read : {}
+    } catch {
+      return {}
+    }
+  }
+  return Either.right({
+    load: (pool) => {
+      const read = all()
+      return Predicate.isRecord(read) && Object.hasOwn(read, pool) ? read[pool] : undefined
+    },
+    save: (pool, record) => {
+      const folder = at.replace(/[^/\\]*$/, "")
+      if (folder !== "") fs.mkdirSync(folder, { recursive: true })
+      const beside = `${at}.${platform.process?.pid ?? 0}.tmp`
+      fs.writeFileSync(beside, JSON.stringify({ ...readable(), [pool]: record }), { mode: 0o600 })
+      fs.renameSync(beside, at)
+    }
+  })
+}
+
+/** Asked for at run time, so that nothing of Node.js is imported where it is not there. */
+const platform = globalThis as {
+  readonly process?: {
+    readonly pid?: number
+    readonly getBuiltinModule?: (id: "node:fs") =>
+      | {
+        existsSync(path: string): boolean
+        readFileSync(path: string, encoding: "utf8"): string
+        mkdirSync(path: string, options: { readonly recursive: true }): unknown
+        writeFileSync(path: string, text: string, options: { readonly mode: number }): void
+        renameSync(from: string, to: string): void
+      }
+      | undefined
+  }
+}
