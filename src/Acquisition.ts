@@ -11,6 +11,7 @@ import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import * as Homes from "./Homes.js"
 import { AllKeysExhausted, PoolClosed } from "./KeymeshError.js"
+import type * as Limits from "./Limits.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as OngoingCall from "./OngoingCall.js"
 import * as Outcome from "./Outcome.js"
@@ -134,7 +135,7 @@ export const refusal = (
     MutableRef.set(call.number, refused.call)
     const trail = MutableRef.get(call.trail)
     if (refused.closed) return new PoolClosed({ pool: config.pool, trail })
-    const request = { model: call.model, only }
+    const request = { model: call.model, only, tokens: call.tokens }
     const { counts, reasons } = PoolState.explain(config, current, request, now, undefined, "affinity")
     const { at } = PoolState.opening(config, current, request, now)
     const nextAvailableAt = Number.isFinite(at) ? at : undefined
@@ -172,6 +173,9 @@ const tellWaiting = (
   }])
 }
 
+/** What was never sent takes nothing of a limit. */
+const unsent: Limits.Heard = { answered: true, sent: false, announced: [], usage: undefined }
+
 /** A waiter that was interrupted leaves the queue; a key that it was given meanwhile goes to the next one. */
 const abandon = (
   core: PoolCore.PoolCore,
@@ -189,6 +193,6 @@ const abandon = (
         (record) =>
           record === undefined
             ? Effect.void
-            : PoolCore.settle(core, record, clock, Outcome.ignored, true, 0, () => PoolState.noEvents)
+            : PoolCore.settle(core, record, clock, Outcome.ignored, true, 0, () => PoolState.noEvents, unsent)
       )
   )

@@ -12,6 +12,7 @@ import * as Predicate from "effect/Predicate"
 import * as AsyncContext from "./AsyncContext.js"
 import { ConfigurationError } from "./KeymeshError.js"
 import * as PoolSettings from "./PoolSettings.js"
+import type * as RateLimit from "./RateLimit.js"
 import * as Checks from "./Settings.js"
 
 /**
@@ -32,6 +33,11 @@ export interface Settings {
   readonly maxWait?: Duration.DurationInput | undefined
   /** The model it asks for, where the pool cannot read it from the request. */
   readonly model?: string | undefined
+  /**
+   * The tokens it will use, for keys whose limits count them (default: what the pool can read from the request): those
+   * of its input, and the most it may put out.
+   */
+  readonly tokens?: RateLimit.Estimate | undefined
   /** Whether it may be sent again after a fault that leaves open whether it was processed. */
   readonly replayable?: boolean | undefined
   /**
@@ -171,6 +177,14 @@ const checks: { readonly [Name in keyof Settings]-?: (value: unknown, path: stri
   budget: Checks.millis,
   maxWait: Checks.millis,
   model: Checks.text,
+  tokens: (value, path) =>
+    Either.gen(function*() {
+      if (!Predicate.isRecord(value)) return yield* Checks.refuse(path, "must be an object")
+      yield* Checks.refuseUnknown(value, ["input", "maxOutput"], path)
+      for (const name of ["input", "maxOutput"]) {
+        if (value[name] !== undefined) yield* Checks.nonNegative(value[name], `${path}.${name}`)
+      }
+    }),
   affinity: Checks.text,
   replayable: (value, path) =>
     Predicate.isBoolean(value) ? Either.right(value) : Checks.refuse(path, "must be true or false")

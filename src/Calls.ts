@@ -29,6 +29,7 @@ import * as OngoingCall from "./OngoingCall.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolState from "./PoolState.js"
+import type * as RateLimit from "./RateLimit.js"
 import * as RetryDecision from "./RetryDecision.js"
 import * as RetryPolicy from "./RetryPolicy.js"
 import type * as WaitingLine from "./WaitingLine.js"
@@ -44,6 +45,8 @@ export interface RunOptions<A, E> {
   readonly classify?: ((exit: Exit.Exit<A, E>) => Outcome.Outcome) | undefined
   /** The model it asks for: limits and cooldowns may be per model. */
   readonly model?: string | undefined
+  /** The tokens it will use, for keys whose limits count them. */
+  readonly tokens?: RateLimit.Estimate | undefined
   /** What it asks for, as the events of its attempts tell it: such as `POST /chat/completions`. */
   readonly operation?: string | undefined
   /**
@@ -105,6 +108,8 @@ export const lease = (core: PoolCore.PoolCore): Effect.Effect<HeldLease.HeldLeas
         const acquired = yield* start(core, restore, call, random, undefined)
         if ("_tag" in acquired) return yield* Acquisition.refusal(core, call, acquired)
         const lease = HeldLease.make(core, acquired, 1, clock)
+        // What is done with it nobody knows.
+        lease.begin()
         yield* Effect.addFinalizer(() => lease.end)
         yield* core.telemetry.publish(HeldLease.startEvents(core, acquired, 1))
         return lease
@@ -155,9 +160,10 @@ const first = <A, E, R>(
           (acquired) => "_tag" in acquired ? Acquisition.refusal(core, call, acquired, only) : go(acquired, only)
         ))
     }
-    const request = random === 0 && call.model === undefined && call.operation === undefined
-      ? firstRequest
-      : { ...firstRequest, model: call.model, operation: call.operation, random }
+    const request =
+      random === 0 && call.model === undefined && call.operation === undefined && call.tokens === undefined
+        ? firstRequest
+        : { ...firstRequest, model: call.model, operation: call.operation, tokens: call.tokens, random }
     return Effect.flatMap(
       Ref.modify(core.state, (before): readonly [Leasing.Leased | undefined, PoolState.PoolState] => {
         // Somebody waits, or nothing may start any more: `acquire` sorts that out.
@@ -190,8 +196,8 @@ const start = (
   random: number,
   only: PoolState.Request["only"]
 ): Effect.Effect<PoolState.LeaseRecord | Acquisition.Refused> => {
-  const { affinity, model, operation } = call
-  const request: PoolState.Request = { ...firstRequest, model, operation, random, only, affinity }
+  const { affinity, model, operation, tokens } = call
+  const request: PoolState.Request = { ...firstRequest, model, operation, tokens, random, only, affinity }
   return affinity?.conversation === undefined
     ? Acquisition.acquire(core, restore, call, request, OngoingCall.waitUntil(call, call.startedAt))
     : Acquisition.acquireTogether(core, restore, call, request)
@@ -249,23 +255,29 @@ const attempt = <A, E, R>(
       return Effect.zipRight(lease.say(Outcome.ignored, true), Effect.die(defect))
     }
   }
-  const running = Effect.matchCauseEffect(restore(Effect.suspend(() => use(lease))), {
-    onSuccess: (a): Effect.Effect<A | Again<A, E>, E> => {
-      const outcome = options.classify === undefined ? Outcome.success : judged(Exit.succeed(a))
-      if (Effect.isEffect(outcome)) return outcome
-      if (outcome._tag === "Fault") return failing(outcome, Exit.succeed(a))
-      const holds = typeof options.hold === "function" ? options.hold(a) : options.hold === true
-      const settled = lease.say(outcome, !holds)
-      if (!core.telemetry.listened() && options.trail === undefined) return Effect.as(settled, a)
-      note(outcome)
-      return Effect.as(settled, a)
-    },
-    onFailure: (cause) => {
-      const exit = Exit.failCause(cause)
-      const outcome = Cause.isInterruptedOnly(cause) ? Outcome.ignored : judged(exit)
-      return Effect.isEffect(outcome) ? outcome : failing(outcome, exit)
+  const running = Effect.matchCauseEffect(
+    restore(Effect.suspend(() => {
+      lease.begin()
+      return use(lease)
+    })),
+    {
+      onSuccess: (a): Effect.Effect<A | Again<A, E>, E> => {
+        const outcome = options.classify === undefined ? Outcome.success : judged(Exit.succeed(a))
+        if (Effect.isEffect(outcome)) return outcome
+        if (outcome._tag === "Fault") return failing(outcome, Exit.succeed(a))
+        const holds = typeof options.hold === "function" ? options.hold(a) : options.hold === true
+        const settled = lease.say(outcome, !holds)
+        if (!core.telemetry.listened() && options.trail === undefined) return Effect.as(settled, a)
+        note(outcome)
+        return Effect.as(settled, a)
+      },
+      onFailure: (cause) => {
+        const exit = Exit.failCause(cause)
+        const outcome = Cause.isInterruptedOnly(cause) ? Outcome.ignored : judged(exit)
+        return Effect.isEffect(outcome) ? outcome : failing(outcome, exit)
+      }
     }
-  })
+  )
   const starts = HeldLease.startEvents(core, record, number)
   return starts.length === 0 ? running : Effect.zipRight(core.telemetry.publish(starts), running)
 }
@@ -275,6 +287,7 @@ const firstRequest: PoolState.Request = {
   model: undefined,
   avoid: [],
   only: undefined,
+  tokens: undefined,
   rotation: false,
   random: 0
 }
@@ -409,7 +422,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget("policy") : tried.exit
       stepper = next.stepper
       const atOnce = decision._tag === "Rotate" &&
-        PoolState.hasOther(config, yield* Ref.get(state), call.model, avoid, at)
+        PoolState.hasOther(config, yield* Ref.get(state), call.model, avoid, at, call.tokens)
       spentBudget = !atOnce && next.at > call.budgetEnd
       if (!atOnce && !spentBudget && next.at > at) {
         yield* work.restore(Effect.sleep(Math.min(Math.ceil(next.at - at), MonotonicTime.longestSleep)))
@@ -433,6 +446,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
         call: number,
         model: call.model,
         operation: call.operation,
+        tokens: call.tokens,
         avoid,
         only,
         affinity: call.affinity,
@@ -456,7 +470,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     const passedOver = PoolState.explain(
       config,
       yield* Ref.get(state),
-      { model: call.model, only },
+      { model: call.model, only, tokens: call.tokens },
       acquired.startedAt,
       acquired.slot
     ).counts

@@ -104,6 +104,11 @@ export class Fault extends Schema.TaggedClass<Fault>()("Fault", {
   status: Schema.optionalWith(Schema.Number, { exact: true }),
   /** The provider's code for the cause, such as `insufficient_quota`. */
   code: Schema.optionalWith(Schema.String, { exact: true }),
+  /**
+   * What the limit counts that was hit, where the answer says so; `other` for days, for load, and the like. Refusals of
+   * anything but requests teach nothing of how many requests may come.
+   */
+  unit: Schema.optionalWith(Schema.Literal("requests", "tokens", "other"), { exact: true }),
   /** When a spent quota is known to come back, as milliseconds from the answer. */
   resetMillis: Schema.optionalWith(Schema.Number.pipe(Schema.finite(), Schema.nonNegative()), { exact: true })
 }) {}
@@ -140,6 +145,8 @@ export interface Details {
   readonly status?: number | undefined
   readonly code?: string | undefined
   readonly reset?: Duration.DurationInput | undefined
+  /** What the limit counts that was hit. */
+  readonly unit?: "requests" | "tokens" | "other" | undefined
 }
 
 /**
@@ -172,6 +179,7 @@ export const make = (kind: Kind, details: Details = {}): Fault => {
     ...(waitMillis === undefined ? {} : { waitMillis }),
     ...(details.status === undefined ? {} : { status: details.status }),
     ...(details.code === undefined ? {} : { code: details.code }),
+    ...(details.unit === undefined ? {} : { unit: details.unit }),
     ...(resetMillis === undefined ? {} : { resetMillis })
   })
 }

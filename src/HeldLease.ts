@@ -7,12 +7,14 @@ import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as MutableRef from "effect/MutableRef"
 import * as Random from "effect/Random"
+import type * as AnnouncedLimit from "./AnnouncedLimit.js"
 import * as ApiKey from "./ApiKey.js"
 import * as Homes from "./Homes.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolState from "./PoolState.js"
+import type * as RateLimit from "./RateLimit.js"
 import type * as Telemetry from "./Telemetry.js"
 
 /**
@@ -34,6 +36,10 @@ export interface Lease {
    * taken in as a late one, also when the lease has ended: a body may break off that is read later.
    */
   readonly commit: (outcome: Outcome.Outcome) => Effect.Effect<void>
+  /** Tells what the answer's headers announce of limits, before `commit`: it is taken in with it. */
+  readonly announced: (limits: ReadonlyArray<AnnouncedLimit.Said>) => void
+  /** Tells how many tokens the attempt used, before `end`: limits of tokens then count these, not the estimate. */
+  readonly used: (usage: RateLimit.Usage) => void
   /**
    * Says that the answer names these stored resources, by the provider's ids: files, batches, stored answers. Calls that
    * name one of them go to the key's group from now on (`RunOptions.resources`).
@@ -57,6 +63,8 @@ export interface Lease {
 export interface HeldLease extends Lease {
   /** Whether its answer belongs to the caller already. */
   readonly isCommitted: () => boolean
+  /** Says that the attempt begins: one that was never sent gives back what it took of limits. */
+  readonly begin: () => void
   readonly say: (outcome: Outcome.Outcome, end: boolean) => Effect.Effect<void>
 }
 
@@ -73,6 +81,7 @@ export const make = (
   clock: Clock.Clock
 ): HeldLease => {
   const phase = MutableRef.make<Phase>({ said: "nothing", ended: false })
+  const told = MutableRef.make<Told>(nothingTold)
   /** Takes in what is said, if it still counts, and ends the lease if `end`. */
   const say = (outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> =>
     Effect.suspend(() => {
@@ -81,6 +90,8 @@ export const make = (
       const counted = late || (said === "nothing" && !ended) ? outcome : undefined
       const ends = end && !ended
       if (counted === undefined && !ends) return Effect.void
+      const { announced, begun, usage } = MutableRef.getAndSet(told, begunOnly)
+      const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage }
       MutableRef.set(phase, {
         ended: ended || ends,
         said: counted === undefined ? said : counted._tag === "Success" ? "success" : "else"
@@ -93,7 +104,9 @@ export const make = (
           counted,
           ends,
           random,
-          (now) => counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now)
+          (now) =>
+            counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now),
+          heard
         )
       return counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
     })
@@ -104,6 +117,15 @@ export const make = (
     attempt,
     call: record.call,
     model: record.model,
+    announced: (announced) => {
+      MutableRef.update(told, (before) => ({ ...before, announced }))
+    },
+    used: (usage) => {
+      MutableRef.update(told, (before) => ({ ...before, usage }))
+    },
+    begin: () => {
+      MutableRef.set(told, begunOnly)
+    },
     remember: (resources) =>
       resources.length === 0 ? Effect.void : Effect.asVoid(
         PoolCore.step(core, (state, now) => ({
@@ -118,6 +140,16 @@ export const make = (
     say
   }
 }
+
+/** What was told of an attempt, and is not taken in yet. */
+interface Told {
+  readonly begun: boolean
+  readonly announced: ReadonlyArray<AnnouncedLimit.Said>
+  readonly usage: RateLimit.Usage | undefined
+}
+
+const nothingTold: Told = { begun: false, announced: [], usage: undefined }
+const begunOnly: Told = { begun: true, announced: [], usage: undefined }
 
 interface Phase {
   readonly said: "nothing" | "success" | "else"

@@ -158,7 +158,7 @@ export const awaited = (
   const id = Affinity.holderOf(state.rest.affinity.conversations, conversation, now)
   const home = id === undefined ? undefined : PoolState.find(state, id)
   if (home === undefined || request.only?.(home.key) === false) return undefined
-  const closed = PoolState.requestGate(config, state, home, request.model, now)
+  const closed = PoolState.requestGate(config, state, home, request.model, now, request.tokens)
   const latest = now + patienceMillis
   return closed !== undefined && Math.min(closed.until, closed.earliest) <= latest &&
       closed.breakableAt >= Math.min(closed.until, latest)

@@ -6,6 +6,7 @@
 import type * as ApiKey from "./ApiKey.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as Fault from "./Fault.js"
+import * as RateLimit from "./RateLimit.js"
 import type * as Strategy from "./Strategy.js"
 
 /**
@@ -28,6 +29,8 @@ export interface KeyState extends Strategy.Candidate {
   readonly breaker: CircuitBreaker.State
   readonly bench: Bench | undefined
   readonly ramp: Ramp | undefined
+  /** Its limits for all models, if it is in no group. */
+  readonly limits: RateLimit.RateLimit | undefined
   /** Where it stands among the gated keys: the instant it may open. `undefined` while it is eligible. */
   readonly gatedUntil: number | undefined
   /** The instant before which no event can open it: `-Infinity` if one may at any moment. */
@@ -62,6 +65,7 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   breaker: CircuitBreaker.initial,
   bench: undefined,
   ramp: undefined,
+  limits: key.quotaGroup === undefined ? RateLimit.declare(undefined, [key.limits]) : undefined,
   gatedUntil: undefined,
   gatedEarliest: undefined,
   gatedBy: undefined
@@ -115,6 +119,7 @@ export type GateName =
   | "cooldown"
   | "probing"
   | "ramp"
+  | "limit"
   | "model"
   | "provider"
   | "group"
@@ -201,7 +206,8 @@ export const gates: ReadonlyArray<(settings: GateSettings, key: KeyState, now: n
       : closed("concurrency", Infinity, { earliest: -Infinity }),
   (settings, key, now) => breakerGate(settings.breaker, key.breaker, now),
   (settings, key, now) => benchGate(settings, key.bench, now),
-  (settings, key, now) => rampGate(settings, key, now)
+  (settings, key, now) => rampGate(settings, key, now),
+  (_, key, now) => limitGate(key.limits, undefined, now)
 ]
 
 /**
@@ -224,7 +230,7 @@ export const gate = (settings: GateSettings, key: KeyState, now: number): Closed
  */
 export const isPlain = (key: KeyState): boolean =>
   key.bench === undefined && key.ramp === undefined && key.breaker._tag === "Closed" && key.enabled && !key.retiring &&
-  key.key.limits.concurrency === undefined
+  key.key.limits.concurrency === undefined && key.limits === undefined
 
 const breakerGate = (options: CircuitBreaker.Options, state: CircuitBreaker.State, now: number): Closed | undefined => {
   if (state._tag === "Closed") return undefined
@@ -254,6 +260,21 @@ export const benchGate = (
   return bench.trial === undefined || now >= bench.trial.since + settings.trialMillis
     ? undefined
     : closed("probing", bench.trial.since + settings.trialMillis, { earliest: -Infinity, fault: bench.kind })
+}
+
+/**
+ * What limits hold back: of requests, and if the tokens of a request are given, of tokens.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const limitGate = (
+  limits: RateLimit.RateLimit | undefined,
+  tokens: RateLimit.Estimate | undefined,
+  now: number
+): Closed | undefined => {
+  const full = limits === undefined ? undefined : RateLimit.gate(limits, tokens, now)
+  return full === undefined ? undefined : closed("limit", full.until, { earliest: full.earliest })
 }
 
 /** No guess: the floor lets no call through to a key without quota, or one that is refused. */

@@ -9,6 +9,7 @@ import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
+import * as Limits from "./Limits.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
 import * as ProviderHealth from "./ProviderHealth.js"
@@ -44,15 +45,15 @@ export const lease = (
   now: number
 ): Leased => {
   const state = now >= before.nextOpening ? Places.reopen(config, before, now) : before
-  const { affinity, model } = request
+  const { affinity, model, tokens } = request
   const held = PoolState.heldUntil(config, state, model, now)
   if (typeof held === "number") return { state, lease: undefined, events: PoolState.noEvents }
-  const narrowed = model !== undefined && PoolState.narrowed(state)
+  const narrowed = PoolState.narrowed(state, model)
   const barred = narrowed || held !== undefined
     ? (slot: number) => {
       const key = SlotMap.get(state.slots, slot)
       return key === undefined || PoolState.providerGate(config, state, key.key, model, now) !== undefined ||
-        (narrowed && PoolState.modelGate(config, state, key, model, now) !== undefined)
+        (narrowed && PoolState.ownGate(config, state, key, model, now, tokens) !== undefined)
     }
     : undefined
   const seat = affinity === undefined ? undefined : Homes.seat(
@@ -69,10 +70,14 @@ export const lease = (
     if (first !== undefined) {
       const index = "index" in picked ? picked.index : state.index
       const probed = probes(state, first, model)
-        ? longestUnused(state, request, (key) => PoolState.fullGate(config, state, key, model, now) === undefined)
+        ? longestUnused(
+          state,
+          request,
+          (key) => PoolState.fullGate(config, state, key, model, now, tokens) === undefined
+        )
         : undefined
       const granted = grant(config, { ...state, index }, probed ?? first, request, now, seat?.bond)
-      return state === before ? granted : { ...granted, reopened: true }
+      return state !== before && PoolState.hasMoved(before, state) ? { ...granted, reopened: true } : granted
     }
   }
   return floor(config, state, request, now, seat?.bond)
@@ -111,13 +116,14 @@ const probes = ({ rest: { health } }: PoolState.PoolState, { key }: KeyState.Key
 /** Leases a key that may serve: takes the probe of its breaker, and the trial of any bench that has ended. */
 const grant = (
   config: PoolState.Config,
-  state: PoolState.PoolState,
-  key: KeyState.KeyState,
+  before: PoolState.PoolState,
+  free: KeyState.KeyState,
   request: PoolState.Request,
   now: number,
   affinity: Affinity.Bond | undefined,
   floor = false
 ): Leased => {
+  const { key, reserved, state } = Limits.reserve(config, before, free, request, now)
   const id = state.leases + 1
   const call = request.call === 0 ? state.calls + 1 : request.call
   const calls = request.call === 0 ? call : state.calls
@@ -150,6 +156,7 @@ const grant = (
     generation: breaker.generation,
     probe: probes,
     floor,
+    reserved,
     affinity,
     nth: health?.nth ?? 0
   }
@@ -202,14 +209,14 @@ const floor = (
 const floorKey = (
   config: PoolState.Config,
   state: PoolState.PoolState,
-  request: Pick<PoolState.Request, "model" | "only">,
+  request: PoolState.Wants,
   now: number
 ): KeyState.KeyState | undefined => {
   const first = PoolState.nearest(config, state, request, now)
   // An attempt that runs may open its key at any moment: nothing is nearer than that.
   if (first.breakableAt > now || first.earliest <= now) return undefined
   return longestUnused(state, request, (key) => {
-    const closed = PoolState.requestGate(config, state, key, request.model, now)
+    const closed = PoolState.requestGate(config, state, key, request.model, now, request.tokens)
     return closed !== undefined && closed.breakableAt <= now &&
       PoolState.providerGate(config, state, key.key, request.model, now) === undefined
   })

@@ -15,6 +15,7 @@ import type * as CallOptions from "./CallOptions.js"
 import { attemptsIn, DeadlineExceeded, emptyTrail, isPoolError, type Trail } from "./KeymeshError.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as PoolCore from "./PoolCore.js"
+import type * as RateLimit from "./RateLimit.js"
 
 /**
  * @since 0.1.0
@@ -29,6 +30,7 @@ export interface OngoingCall {
   readonly budgetEnd: number
   readonly maxWaitMillis: number
   readonly model: string | undefined
+  readonly tokens: RateLimit.Estimate | undefined
   readonly operation: string | undefined
   readonly replayable: boolean | "never"
   /** Where it would rather be; absent: anywhere. */
@@ -47,6 +49,7 @@ export const make = (
   given: CallOptions.Settings,
   own: {
     readonly model?: string | undefined
+    readonly tokens?: RateLimit.Estimate | undefined
     readonly operation?: string | undefined
     readonly replayable?: boolean | "never" | undefined
     readonly affinity?: string | undefined
@@ -66,6 +69,7 @@ export const make = (
     maxWaitMillis: (given.maxWait === undefined ? settings.maxWaitMillis : Duration.toMillis(given.maxWait)) ??
       Infinity,
     model: own.model ?? given.model,
+    tokens: given.tokens ?? own.tokens,
     operation: own.operation,
     replayable: own.replayable ?? given.replayable ?? true,
     affinity: wishOf(own.affinity ?? given.affinity, own.resources ?? noResources),

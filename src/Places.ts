@@ -91,7 +91,7 @@ const hasMoved = (old: KeyState.KeyState | undefined, key: KeyState.KeyState): b
   (lastingGate(key) !== undefined && old.gatedUntil !== key.gatedUntil)
 
 const lastingGate = ({ gatedBy }: KeyState.KeyState): KeyState.GateName | undefined =>
-  gatedBy === "concurrency" || gatedBy === "ramp" ? undefined : gatedBy
+  gatedBy === "concurrency" || gatedBy === "ramp" || gatedBy === "limit" ? undefined : gatedBy
 
 /**
  * Puts every key of a group where it belongs now.

@@ -15,6 +15,7 @@ import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
 import * as CircuitEvents from "./CircuitEvents.js"
+import type * as Limits from "./Limits.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import type * as Outcome from "./Outcome.js"
 import * as PoolKeys from "./PoolKeys.js"
@@ -132,14 +133,15 @@ export const settle = (
   outcome: Outcome.Outcome | undefined,
   end: boolean,
   random: number,
-  extra: (now: number) => ReadonlyArray<Telemetry.Unnumbered>
+  extra: (now: number) => ReadonlyArray<Telemetry.Unnumbered>,
+  heard?: Limits.Heard
 ): Effect.Effect<void> => {
   const now = MonotonicTime.nowOf(clock)
   return Effect.flatMap(
     Ref.modify(core.state, (before): readonly [Effect.Effect<void> | undefined, PoolState.PoolState] => {
-      const changed = Settling.settle(core.config, before, record, outcome, end, now, random)
-      // Nothing but the key's own numbers: the usual case.
-      if (changed.state.rest === before.rest && before.rest.waiting === 0 && changed.events.length === 0) {
+      const changed = Settling.settle(core.config, before, record, outcome, end, now, random, heard)
+      // Nothing but the key's own numbers, or those of its limits: the usual case.
+      if (!PoolState.hasMoved(before, changed.state) && before.rest.waiting === 0 && changed.events.length === 0) {
         return [undefined, changed.state]
       }
       const served = WaitingLine.thenDispatch(core.config, changed, now)

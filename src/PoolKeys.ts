@@ -10,8 +10,10 @@ import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
 import * as KeyState from "./KeyState.js"
+import * as Limits from "./Limits.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
+import * as RateLimit from "./RateLimit.js"
 import type * as Telemetry from "./Telemetry.js"
 
 /**
@@ -41,7 +43,9 @@ export const addKey = (
     const { label, order, weight } = key
     const left = present.key.quotaGroup === key.quotaGroup ? state : leaveGroup(state, present)
     const joined = present.key.quotaGroup === key.quotaGroup ? left : joinGroup(left, key, present.slot)
-    return Places.place(config, restrict(joined, key), { ...present, key, label, order, weight, retiring: false }, now)
+    const limits = key.quotaGroup === undefined ? RateLimit.declare(present.limits, [key.limits]) : undefined
+    const changed = { ...present, key, label, order, weight, limits, retiring: false }
+    return declare(config, Places.place(config, restrict(joined, key), changed, now), present.key, key, now)
   }
   const slot = state.rest.free[state.rest.free.length - 1] ?? state.slots.size
   const rest: PoolState.Rest = {
@@ -50,7 +54,25 @@ export const addKey = (
     free: state.rest.free.slice(0, -1),
     origins: countOrigin(state.rest.origins, key, 1)
   }
-  return Places.place(config, restrict(joinGroup({ ...state, rest }, key, slot), key), KeyState.make(key, slot), now)
+  const joined = restrict(joinGroup({ ...state, rest }, key, slot), key)
+  return declare(config, Places.place(config, joined, KeyState.make(key, slot), now), undefined, key, now)
+}
+
+/** What the groups of a key declare, after it has come, changed or gone over from one to another. */
+const declare = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  before: ApiKey.ApiKey | undefined,
+  after: ApiKey.ApiKey,
+  now: number
+): PoolState.PoolState => {
+  let next = PoolState.find(state, after.id)?.limits === undefined ? state : Limits.meter(state, after.id)
+  for (const group of new Set([before?.quotaGroup, after.quotaGroup])) {
+    if (group === undefined) continue
+    const declared = Limits.declare(next, group)
+    next = declared === next ? next : Places.placeGroup(config, declared, group, now)
+  }
+  return next
 }
 
 const countOrigin = (origins: PoolState.Rest["origins"], key: ApiKey.ApiKey, by: 1 | -1): typeof origins =>
@@ -105,13 +127,14 @@ export const resetKey = (
 ): PoolState.Changed | undefined => {
   const key = PoolState.find(state, id)
   if (key === undefined) return undefined
+  const free = Limits.reset(config, state, key, now)
   const after: KeyState.KeyState = {
-    ...key,
+    ...free.key,
     breaker: CircuitBreaker.reset(key.breaker),
     bench: undefined,
     ramp: undefined
   }
-  let next = Benches.withGroup(state, key, undefined)
+  let next = Benches.withGroup(free.state, key, undefined)
   for (const model of HashMap.keys(state.rest.models)) next = Benches.mapModel(next, key, model, () => undefined)
   next = Places.placeGroup(config, Places.place(config, next, after, now), key.key.quotaGroup, now)
   return { state: next, events: CircuitEvents.between(config.pool, key, after, now) }
@@ -178,7 +201,10 @@ export const leaving = (
 
 /** Takes a key out for good; its slot may be used again. */
 const removeKey = (before: PoolState.PoolState, key: KeyState.KeyState): PoolState.PoolState => {
-  const state = Benches.forgetKey(Places.remove(leaveGroup(before, key), key.slot), key.slot)
+  const state = Limits.forgetKey(
+    Benches.forgetKey(Places.remove(leaveGroup(before, key), key.slot), key.slot),
+    key.slot
+  )
   return {
     ...state,
     rest: {

@@ -9,6 +9,7 @@ import * as Fault from "./Fault.js"
 import * as KeyState from "./KeyState.js"
 import * as PoolState from "./PoolState.js"
 import * as ProviderHealth from "./ProviderHealth.js"
+import * as RateLimit from "./RateLimit.js"
 
 const optional = <A, I>(schema: Schema.Schema<A, I>) => Schema.optionalWith(schema, { exact: true })
 
@@ -22,6 +23,21 @@ export const ClosedGate = Schema.Struct({
   gate: Schema.String,
   fault: optional(Fault.Kind),
   until: optional(Schema.Number)
+})
+
+/**
+ * What is left of a limit; of one model, if there is a `model`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const LimitLeft = Schema.Struct({
+  source: Schema.Literal("declared", "announced", "learned"),
+  unit: Schema.Literal("requests", "tokens", "input", "output"),
+  model: optional(Schema.String),
+  limit: optional(Schema.Number),
+  windowMillis: optional(Schema.Number),
+  remaining: optional(Schema.Number)
 })
 
 /**
@@ -45,6 +61,11 @@ export const KeySnapshot = Schema.Struct({
   closed: optional(ClosedGate),
   /** The models it may not serve now, beside. */
   closedModels: Schema.Array(Schema.Struct({ model: Schema.String, ...ClosedGate.fields })),
+  /**
+   * What is left of its limits, or of its group's, for all models or one: declared, announced by the provider, or learned
+   * from refusals (`limit` requests in `windowMillis`, as measured).
+   */
+  limits: Schema.Array(LimitLeft),
   inFlight: Schema.Number,
   /** Attempts ever started with it, and how they ended. */
   total: Schema.Number,
@@ -103,7 +124,12 @@ export type PoolSnapshot = typeof PoolSnapshot.Type
  */
 export const snapshotOf = (config: PoolState.Config, state: PoolState.PoolState, now: number): PoolSnapshot => {
   const gates = ProviderHealth.gates(state.rest.health)
-  const models = new Set([...HashMap.keys(state.rest.models), ...gates.flatMap(({ model }) => model ?? [])])
+  const limited = [...HashMap.keys(state.rest.limits.models)]
+  const models = new Set([
+    ...HashMap.keys(state.rest.models),
+    ...gates.flatMap(({ model }) => model ?? []),
+    ...limited
+  ])
   const keys = PoolState.keys(state).map((key): KeySnapshot => {
     // A call that names no model meets just these.
     const closed = PoolState.fullGate(config, state, key, undefined, now)
@@ -124,6 +150,13 @@ export const snapshotOf = (config: PoolState.Config, state: PoolState.PoolState,
           PoolState.providerGate(config, state, key.key, model, now)
         )
         return gate === undefined ? [] : [{ model, ...gateOf(gate) }]
+      }),
+      limits: [undefined, ...limited].flatMap((model) => {
+        const limits = model === undefined
+          ? PoolState.partyLimits(state, key)
+          : PoolState.modelLimits(state, key, model)
+        const left = limits === undefined ? [] : RateLimit.left(limits, now)
+        return left.map((each) => model === undefined ? each : { ...each, model })
       }),
       inFlight: key.inFlight,
       total: key.total,

@@ -18,6 +18,7 @@ import type * as Cooldowns from "./Cooldowns.js"
 import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
 import * as ProviderHealth from "./ProviderHealth.js"
+import type * as RateLimit from "./RateLimit.js"
 import * as RetryPolicy from "./RetryPolicy.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Strategy from "./Strategy.js"
@@ -91,6 +92,7 @@ export interface Rest {
   readonly groups: HashMap.HashMap<string, Group>
   /** Cooldowns for one model only. */
   readonly models: HashMap.HashMap<string, ModelBenches>
+  readonly limits: Limits
   /** Whether some key may serve certain models only. */
   readonly restricted: boolean
   /** Counts the changes of keys that people want to hear of: not those that every call makes. */
@@ -159,6 +161,7 @@ export interface View {
   readonly slots: PoolState["slots"]
   readonly groups: Rest["groups"]
   readonly models: Rest["models"]
+  readonly limits: Limits
   readonly restricted: boolean
   readonly lanes: HashMap.HashMap<string, LaneView>
 }
@@ -170,7 +173,7 @@ export interface View {
  * @category models
  */
 export interface LaneView extends Nearest {
-  readonly request: Pick<Request, "model" | "only">
+  readonly request: Wants
   readonly open: ReadonlyArray<number>
   /** The keys of `at` and of `earliest`. */
   readonly atSlot: number
@@ -209,6 +212,47 @@ export interface ModelBenches {
 }
 
 /**
+ * The limits that are not of one key for all models.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Limits {
+  /** Of groups, for all models. */
+  readonly groups: HashMap.HashMap<string, RateLimit.RateLimit>
+  /** For one model. */
+  readonly models: HashMap.HashMap<string, ModelLimits>
+  /** Whether some limit for all models counts tokens, so that what a request costs decides which keys may serve it. */
+  readonly metered: boolean
+  /** Counts the models that came and went. */
+  readonly kinds: number
+}
+
+/**
+ * The limits of keys without a group, and of groups, for one model.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ModelLimits {
+  readonly keys: HashMap.HashMap<number, RateLimit.RateLimit>
+  readonly groups: HashMap.HashMap<string, RateLimit.RateLimit>
+  /** Whether some of them counts tokens. */
+  readonly metered: boolean
+}
+
+/**
+ * What was taken of limits for an attempt: of its party's for all models, and of those for its model.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Reserved {
+  readonly party: RateLimit.Reservation | undefined
+  readonly model: RateLimit.Reservation | undefined
+}
+
+/**
  * The right to make one attempt with one key.
  *
  * @since 0.1.0
@@ -227,6 +271,7 @@ export interface LeaseRecord {
   readonly probe: boolean
   /** Let through although the key is gated. */
   readonly floor: boolean
+  readonly reserved: Reserved | undefined
   /** What its success is remembered for. */
   readonly affinity?: Affinity.Bond | undefined
   /** Its number in a row of the provider's faults, see `ProviderHealth.Attempt`. */
@@ -249,11 +294,21 @@ export interface Request {
   readonly avoid: ReadonlyArray<number>
   /** Which keys may serve at all; absent: all. */
   readonly only: ((key: ApiKey.ApiKey) => boolean) | undefined
+  /** What it will use, as far as limits of tokens must know it before. */
+  readonly tokens?: RateLimit.Estimate | undefined
   /** Where it would rather be. */
   readonly affinity?: Affinity.Wish | undefined
   readonly rotation: boolean
   readonly random: number
 }
+
+/**
+ * What of a request decides which keys may serve it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Wants = Pick<Request, "model" | "only" | "tokens">
 
 /**
  * A call that waits.
@@ -311,6 +366,7 @@ export const empty = (config: Config, now: number): PoolState => ({
     gated: Tournament.empty(opensFirst),
     groups: HashMap.empty(),
     models: HashMap.empty(),
+    limits: { groups: HashMap.empty(), models: HashMap.empty(), metered: false, kinds: 0 },
     restricted: false,
     moves: 0,
     breakersOpen: 0,
@@ -396,12 +452,46 @@ export const groupBench = (state: PoolState, key: KeyState.KeyState): KeyState.B
 export const hasModels = (state: PoolState): boolean => HashMap.size(state.rest.models) > 0
 
 /**
- * Whether some keys may serve some models only, for now or for good.
+ * Whether some keys that are open may still not serve such a request: for its model, or for what it costs.
  *
  * @since 0.1.0
  * @category getters
  */
-export const narrowed = (state: PoolState): boolean => state.rest.restricted || hasModels(state)
+export const narrowed = ({ rest }: PoolState, model: string | undefined): boolean =>
+  rest.limits.metered || (model !== undefined &&
+    (rest.restricted || HashMap.size(rest.models) > 0 || HashMap.size(rest.limits.models) > 0))
+
+/**
+ * The limits of a key's group, or of the key if it has none, for all models.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const partyLimits = (state: PoolState, key: KeyState.KeyState): RateLimit.RateLimit | undefined =>
+  key.key.quotaGroup === undefined
+    ? key.limits
+    : Option.getOrUndefined(HashMap.get(state.rest.limits.groups, key.key.quotaGroup))
+
+/**
+ * The limits of a key's group, or of the key if it has none, for one model.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const modelLimits = (
+  { rest }: PoolState,
+  { key, slot }: KeyState.KeyState,
+  model: string | undefined
+): RateLimit.RateLimit | undefined => {
+  if (model === undefined || HashMap.size(rest.limits.models) === 0) return undefined
+  const ofModel = HashMap.get(rest.limits.models, model)
+  if (ofModel._tag === "None") return undefined
+  return Option.getOrUndefined(
+    key.quotaGroup === undefined
+      ? HashMap.get(ofModel.value.keys, slot)
+      : HashMap.get(ofModel.value.groups, key.quotaGroup)
+  )
+}
 
 /**
  * Whether between two states a key came or went, or a gate opened or closed; but for those that each call may open and
@@ -428,10 +518,16 @@ export const keyGate = (
   key: KeyState.KeyState,
   now: number
 ): KeyState.Closed | undefined =>
-  KeyState.both(KeyState.gate(config, key, now), KeyState.benchGate(config, groupBench(state, key), now))
+  KeyState.both(
+    KeyState.gate(config, key, now),
+    key.key.quotaGroup === undefined ? undefined : KeyState.both(
+      KeyState.benchGate(config, groupBench(state, key), now),
+      KeyState.limitGate(partyLimits(state, key), undefined, now)
+    )
+  )
 
 /**
- * Every gate of a key for one model.
+ * Every gate of a key for a request.
  *
  * @since 0.1.0
  * @category gates
@@ -441,14 +537,34 @@ export const requestGate = (
   state: PoolState,
   key: KeyState.KeyState,
   model: string | undefined,
-  now: number
+  now: number,
+  tokens?: RateLimit.Estimate
 ): KeyState.Closed | undefined =>
-  model === undefined
-    ? keyGate(config, state, key, now)
-    : KeyState.both(keyGate(config, state, key, now), modelGate(config, state, key, model, now))
+  KeyState.both(keyGate(config, state, key, now), ownGate(config, state, key, model, now, tokens))
 
 /**
- * The gates of a key that hold for one model only.
+ * The gates of a key that hold for its model, or for what it costs; beside those for all requests.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const ownGate = (
+  config: Config,
+  state: PoolState,
+  key: KeyState.KeyState,
+  model: string | undefined,
+  now: number,
+  tokens: RateLimit.Estimate = unknownTokens
+): KeyState.Closed | undefined =>
+  KeyState.both(
+    state.rest.limits.metered ? KeyState.limitGate(partyLimits(state, key), tokens, now) : undefined,
+    model === undefined ? undefined : modelGate(config, state, key, model, now, tokens)
+  )
+
+const unknownTokens: RateLimit.Estimate = {}
+
+/**
+ * The gates of a key that hold for one model only; without `tokens`, those that hold for every request.
  *
  * @since 0.1.0
  * @category gates
@@ -458,14 +574,16 @@ export const modelGate = (
   state: PoolState,
   key: KeyState.KeyState,
   model: string,
-  now: number
+  now: number,
+  tokens?: RateLimit.Estimate
 ): KeyState.Closed | undefined => {
   if (key.key.models !== undefined && !key.key.models.has(model)) {
     return { gate: "model", until: Infinity, earliest: Infinity, breakableAt: Infinity, fault: undefined }
   }
+  const limit = KeyState.limitGate(modelLimits(state, key, model), tokens, now)
   const benches = HashMap.get(state.rest.models, model)
-  if (benches._tag === "None") return undefined
-  return KeyState.both(
+  if (benches._tag === "None") return limit
+  const bench = KeyState.both(
     KeyState.benchGate(config, Option.getOrUndefined(HashMap.get(benches.value.keys, key.slot)), now),
     key.key.quotaGroup === undefined
       ? undefined
@@ -475,6 +593,7 @@ export const modelGate = (
         now
       )
   )
+  return KeyState.both(bench, limit)
 }
 
 /**
@@ -514,9 +633,10 @@ export const fullGate = (
   state: PoolState,
   key: KeyState.KeyState,
   model: string | undefined,
-  now: number
+  now: number,
+  tokens?: RateLimit.Estimate
 ): KeyState.Closed | undefined =>
-  KeyState.both(requestGate(config, state, key, model, now), providerGate(config, state, key.key, model, now))
+  KeyState.both(requestGate(config, state, key, model, now, tokens), providerGate(config, state, key.key, model, now))
 
 /**
  * Until when the provider's breakers hold attempts for a model back: `undefined` if they do not, `"some"` if they do
@@ -597,12 +717,13 @@ export const hasOther = (
   state: PoolState,
   model: string | undefined,
   avoid: ReadonlyArray<number>,
-  now: number
+  now: number,
+  tokens?: RateLimit.Estimate
 ): boolean => {
   if (state.index.size === 0 && now < state.nextOpening) return false
   const held = heldUntil(config, state, model, now)
   if (typeof held === "number") return false
-  if (held === undefined && now < state.nextOpening && (model === undefined || !narrowed(state))) {
+  if (held === undefined && now < state.nextOpening && !narrowed(state, model)) {
     let avoided = 0
     for (const slot of new Set(avoid)) {
       const key = SlotMap.get(state.slots, slot)
@@ -612,7 +733,7 @@ export const hasOther = (
   }
   return SlotMap.find(
     state.slots,
-    (key) => !avoid.includes(key.slot) && fullGate(config, state, key, model, now) === undefined
+    (key) => !avoid.includes(key.slot) && fullGate(config, state, key, model, now, tokens) === undefined
   ) !== undefined
 }
 
@@ -627,7 +748,7 @@ export const hasOther = (
 export const explain = (
   config: Config,
   state: PoolState,
-  request: Pick<Request, "model" | "only">,
+  request: Wants,
   now: number,
   except?: number,
   unsuited: "unsuited" | "affinity" = "unsuited"
@@ -639,7 +760,7 @@ export const explain = (
     looked++
     if (key.slot === except) return false
     const isSuited = request.only?.(key.key) !== false
-    const closed = isSuited ? fullGate(config, state, key, request.model, now) : undefined
+    const closed = isSuited ? fullGate(config, state, key, request.model, now, request.tokens) : undefined
     const gate: string = isSuited ? closed?.fault ?? closed?.gate ?? "eligible" : unsuited
     if (gate === "eligible") return looked === explained
     counts[gate] = (counts[gate] ?? 0) + 1
@@ -692,7 +813,7 @@ export interface OpeningTime {
 export const opening = (
   config: Config,
   state: PoolState,
-  request: Pick<Request, "model" | "only">,
+  request: Wants,
   now: number
 ): OpeningTime =>
   withHealth(config, state, request, withFloor(config, state, nearest(config, state, request, now), now), now)
@@ -706,7 +827,7 @@ export const opening = (
 export const withHealth = (
   config: Config,
   state: PoolState,
-  request: Pick<Request, "model" | "only">,
+  request: Wants,
   opens: OpeningTime,
   now: number
 ): OpeningTime => {
@@ -716,7 +837,7 @@ export const withHealth = (
   let at = Infinity
   for (const key of SlotMap.values(state.slots)) {
     if (request.only?.(key.key) === false) continue
-    const closed = fullGate(config, state, key, request.model, now)
+    const closed = fullGate(config, state, key, request.model, now, request.tokens)
     at = Math.min(at, closed?.until ?? now)
   }
   return { ...opens, at: Math.max(at, opens.at) }
@@ -758,10 +879,10 @@ export interface Nearest extends OpeningTime {
 export const nearest = (
   config: Config,
   state: PoolState,
-  request: Pick<Request, "model" | "only">,
+  request: Wants,
   now: number
 ): Nearest => {
-  if (request.only === undefined && (request.model === undefined || !narrowed(state))) {
+  if (request.only === undefined && !narrowed(state, request.model)) {
     if (state.index.size > 0) return { at: now, earliest: now, breakableAt: Infinity }
     const first = Tournament.best(state.rest.gated)
     const key = first === undefined ? undefined : SlotMap.get(state.slots, first.slot)
@@ -779,7 +900,7 @@ export const nearest = (
   let breakableAt = Infinity
   const open = SlotMap.find(state.slots, (key) => {
     if (request.only?.(key.key) === false) return false
-    const closed = requestGate(config, state, key, request.model, now)
+    const closed = requestGate(config, state, key, request.model, now, request.tokens)
     if (closed === undefined) return true
     earliest = Math.min(earliest, closed.earliest)
     if (closed.until < at) {

@@ -17,6 +17,7 @@ import * as MonotonicTime from "./MonotonicTime.js"
 import * as OpenedStream from "./OpenedStream.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
+import type * as RateLimit from "./RateLimit.js"
 
 /**
  * What `stream` may be told of a call.
@@ -35,6 +36,8 @@ export interface StreamOptions<A, E> {
    */
   readonly commits?: ((a: A) => boolean) | undefined
   readonly model?: string | undefined
+  /** The tokens it will use, for keys whose limits count them. */
+  readonly tokens?: RateLimit.Estimate | undefined
   readonly replayable?: boolean | "never" | undefined
   readonly affinity?: string | undefined
   readonly resources?: ReadonlyArray<string> | undefined
@@ -76,6 +79,7 @@ export const stream = <A, E, R>(
     const opened = yield* Calls.run(core, open, {
       hold: true,
       model: options.model,
+      tokens: options.tokens,
       replayable: options.replayable,
       affinity: options.affinity,
       resources: options.resources,

@@ -13,12 +13,16 @@ import * as Corroboration from "./Corroboration.js"
 import * as Fault from "./Fault.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
+import * as Limits from "./Limits.js"
 import type * as Outcome from "./Outcome.js"
 import * as Places from "./Places.js"
 import * as PoolKeys from "./PoolKeys.js"
 import * as PoolState from "./PoolState.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Telemetry from "./Telemetry.js"
+
+/** An attempt that was sent, and of which nothing but its outcome is known. */
+const nothingHeard: Limits.Heard = { answered: true, sent: true, announced: [], usage: undefined }
 
 /**
  * Takes in what a lease's attempt said (`outcome`), and gives the key back (`end`). `random` is a uniform number in
@@ -29,24 +33,27 @@ import type * as Telemetry from "./Telemetry.js"
  */
 export const settle = (
   config: PoolState.Config,
-  state: PoolState.PoolState,
+  before: PoolState.PoolState,
   lease: PoolState.LeaseRecord,
   outcome: Outcome.Outcome | undefined,
   end: boolean,
   now: number,
-  random: number
+  random: number,
+  heard: Limits.Heard = nothingHeard
 ): PoolState.Changed => {
-  const counted = end ? { ...state, ended: state.ended + 1 } : state
-  const leased = SlotMap.get(counted.slots, lease.slot)
+  const counted = end ? { ...before, ended: before.ended + 1 } : before
+  const present = SlotMap.get(counted.slots, lease.slot)
   // Nothing of a lease outlives its key, whoever has the slot now.
-  if (leased === undefined || leased.id !== lease.key.id) return { state: counted, events: PoolState.noEvents }
+  if (present === undefined || present.id !== lease.key.id) return { state: counted, events: PoolState.noEvents }
+  const limited = Limits.settle(config, counted, present, lease, outcome, heard, end, now)
   if (outcome === undefined || (counted.rest.health.idle && outcome._tag !== "Fault")) {
-    return attributed(config, counted, leased, lease, outcome, end, true, now, random)
+    return attributed(config, limited.state, limited.key, lease, outcome, end, true, now, random)
   }
-  const heard = Corroboration.hear(config, counted, lease, outcome, now)
-  const key = SlotMap.get(heard.state.slots, lease.slot) ?? leased
-  const settled = attributed(config, heard.state, key, lease, outcome, end, heard.blames, now, random)
-  return heard.events.length === 0 ? settled : { ...settled, events: [...heard.events, ...settled.events] }
+  const placed = limited.key === present ? limited.state : Places.place(config, limited.state, limited.key, now)
+  const blamed = Corroboration.hear(config, placed, lease, outcome, now)
+  const key = SlotMap.get(blamed.state.slots, lease.slot) ?? limited.key
+  const settled = attributed(config, blamed.state, key, lease, outcome, end, blamed.blames, now, random)
+  return blamed.events.length === 0 ? settled : { ...settled, events: [...blamed.events, ...settled.events] }
 }
 
 /** Takes in an outcome, once it is known whether the key is to blame for it. */

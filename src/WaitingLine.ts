@@ -53,8 +53,11 @@ export const acquire = (
   const served = dispatch(config, before, now)
   const lane = laneOf(request)
   const queue = HashMap.get(served.state.rest.lanes, lane)
-  // Whoever waits there could not be served: no more can a newcomer.
-  const leased: Leasing.Leased = queue._tag === "Some"
+  // Whoever waits there could not be served: no more can a newcomer. Where tokens count, the usual lanes are as one, or
+  // small requests would come before a large one for ever.
+  const behind = queue._tag === "Some" ||
+    (served.state.rest.limits.metered && isUsual(served.state, lane) && oldestUsual(served.state) !== undefined)
+  const leased: Leasing.Leased = behind
     ? { state: served.state, lease: undefined, events: PoolState.noEvents }
     : Leasing.lease(config, served.state, request, now)
   const events = served.events.length === 0 ? leased.events : [...served.events, ...leased.events]
@@ -200,16 +203,11 @@ export const nextWake = (config: PoolState.Config, state: PoolState.PoolState, n
   const end = RedBlackTree.first(looked.rest.line.ends)
   let at = end._tag === "Some" ? end.value[0] : Infinity
   for (const [, lane] of viewOf(looked)) at = Math.min(at, openingOf(config, looked, lane, now).at)
-  const opens = PoolState.nearest(config, looked, anyModel, now)
-  const { view } = looked.rest.line
   for (const [, lane] of looked.rest.line.heads) {
-    if (view !== undefined && HashMap.has(view.lanes, lane)) continue
-    const head = headOf(looked, lane)
+    const head = isUsual(looked, lane) ? headOf(looked, lane) : undefined
     if (head === undefined) continue
-    at = Math.min(
-      at,
-      PoolState.withHealth(config, looked, head.request, PoolState.withFloor(config, looked, opens, now), now).at
-    )
+    const opens = PoolState.withFloor(config, looked, PoolState.nearest(config, looked, anyOf(head), now), now)
+    at = Math.min(at, PoolState.withHealth(config, looked, head.request, opens, now).at)
     // Where the provider is well, one of these lanes is as the other.
     if (!ProviderHealth.isGating(looked.rest.health)) break
   }
@@ -281,10 +279,9 @@ const firstUsual = (
   blocked: ReadonlySet<string>,
   now: number
 ): PoolState.Waiter | undefined => {
-  const own = state.rest.line.view?.lanes
   let first: PoolState.Waiter | undefined
   for (const [, lane] of state.rest.line.heads) {
-    if (blocked.has(lane) || (own !== undefined && HashMap.has(own, lane))) continue
+    if (blocked.has(lane) || !isUsual(state, lane)) continue
     const head = headOf(state, lane)
     if (!ProviderHealth.isGating(state.rest.health)) return head
     if (head === undefined || typeof PoolState.heldUntil(config, state, head.request.model, now) === "number") continue
@@ -304,6 +301,17 @@ const sooner = (
     request.call <= (PoolState.trialOf(state, request.model)?.prober ?? -1)
   const [isLater, isLaterToo] = [hadTurn(a), hadTurn(b)]
   return isLater === isLaterToo ? a.request.call < b.request.call ? a : b : isLater ? b : a
+}
+
+/** Of the lanes that are like any other, the waiter of the oldest call. */
+const oldestUsual = (state: PoolState.PoolState): PoolState.Waiter | undefined => {
+  for (const [, lane] of state.rest.line.heads) if (isUsual(state, lane)) return headOf(state, lane)
+  return undefined
+}
+
+const isUsual = (state: PoolState.PoolState, lane: string): boolean => {
+  const own = state.rest.line.view?.lanes
+  return own === undefined || !HashMap.has(own, lane)
 }
 
 /** Of the lanes that differ and may be open, the waiter of the oldest call. */
@@ -386,7 +394,7 @@ const refuseHopeless = (
     // An opening that is not ahead makes nobody's wait hopeless, whichever it was.
     if (view.from > now || opens.earliest > now) next = withLane(next, lane, opens.earliest)
   }
-  const opens = PoolState.opening(config, next, anyModel, now)
+  const opens = PoolState.opening(config, next, anyOf(oldestUsual(next)), now)
   if (opens.earliest > next.rest.line.usualFrom) {
     for (const [until, waiters] of next.rest.line.ends) {
       if (!isHopeless(opens, until)) break
@@ -414,18 +422,20 @@ const withLane = (state: PoolState.PoolState, lane: string, from: number): PoolS
 
 /** The lanes that differ from the others. */
 const ownLanes = (state: PoolState.PoolState): ReadonlyArray<string> => {
-  const { lanes, line: { picky }, models, restricted } = state.rest
-  if (!restricted && HashMap.size(models) === 0) return [...HashMap.keys(picky)]
+  const { lanes, limits, line: { picky }, models, restricted } = state.rest
+  const size = HashMap.size(models) + HashMap.size(limits.models)
+  if (!restricted && size === 0) return [...HashMap.keys(picky)]
   if (restricted) return [...HashMap.keys(lanes)].filter((lane) => lane !== laneOf(anyModel))
-  const benched = HashMap.size(lanes) <= HashMap.size(models)
+  const differing = HashMap.size(lanes) <= size
     ? [...HashMap.keys(lanes)].filter((lane) => {
       const request = headOf(state, lane)?.request
-      return request?.only === undefined && request?.model !== undefined && HashMap.has(models, request.model)
+      return request?.only === undefined && request?.model !== undefined &&
+        (HashMap.has(models, request.model) || HashMap.has(limits.models, request.model))
     })
-    : [...HashMap.keys(models)].map((model) => laneOf({ model, only: undefined })).filter((lane) =>
-      HashMap.has(lanes, lane)
-    )
-  return [...HashMap.keys(picky), ...benched]
+    : [...new Set([...HashMap.keys(models), ...HashMap.keys(limits.models)])].map((model) =>
+      laneOf({ model, only: undefined })
+    ).filter((lane) => HashMap.has(lanes, lane))
+  return [...HashMap.keys(picky), ...differing]
 }
 
 /** Brings up to date what is known of the lanes that differ. */
@@ -438,10 +448,13 @@ const look = (config: PoolState.Config, state: PoolState.PoolState, now: number)
       ? state
       : { ...state, rest: { ...state.rest, line: { ...line, view: undefined, usualFrom: -Infinity } } }
   }
-  const { groups, models, restricted } = state.rest
-  const isSame = view !== undefined && view.restricted === restricted && view.groups === groups
+  const { groups, limits, models, restricted } = state.rest
+  // What a key's own limits do shows in the key.
+  const isSame = view !== undefined && view.restricted === restricted && view.groups === groups &&
+    (!limits.metered || view.limits.groups === limits.groups)
   const changed = view === undefined ? [] : SlotMap.changes(view.slots, state.slots)
-  const isSameKind = view !== undefined && view.restricted === restricted && view.models === models
+  const isSameKind = view !== undefined && view.restricted === restricted && view.models === models &&
+    view.limits.kinds === limits.kinds
   let lanes: PoolState.View["lanes"] = HashMap.empty()
   if (view !== undefined) {
     lanes = view.lanes
@@ -453,10 +466,14 @@ const look = (config: PoolState.Config, state: PoolState.PoolState, now: number)
   }
   for (const lane of own) {
     const known = Option.getOrUndefined(HashMap.get(lanes, lane))
-    const request = known?.request ?? headOf(state, lane)?.request
+    const ofModel = limitsOf(limits, known?.request.model)
+    const costs = limits.metered || ofModel?.metered === true
+    const request = (costs ? undefined : known?.request) ?? headOf(state, lane)?.request
     if (request === undefined) continue
     const stays = known !== undefined && isSame && now < known.at && changed.length <= manyChanges &&
-      (request.model === undefined || benchesOf(view.models, request.model) === benchesOf(models, request.model))
+      (!costs || known.request.tokens === request.tokens) && (request.model === undefined ||
+        (benchesOf(view.models, request.model) === benchesOf(models, request.model) &&
+          limitsOf(view.limits, request.model)?.groups === ofModel?.groups))
     const seen = stays ? recall(config, state, known, changed, now) : undefined
     const after = seen ?? survey(config, state, request, known?.from ?? -Infinity, now)
     if (after !== known) lanes = HashMap.set(lanes, lane, after)
@@ -467,12 +484,15 @@ const look = (config: PoolState.Config, state: PoolState.PoolState, now: number)
       ...state.rest,
       line: {
         ...line,
-        view: { slots: state.slots, groups, models, restricted, lanes },
+        view: { slots: state.slots, groups, models, limits, restricted, lanes },
         usualFrom: isSameKind ? line.usualFrom : -Infinity
       }
     }
   }
 }
+
+const limitsOf = (limits: PoolState.Limits, model: string | undefined) =>
+  model === undefined ? undefined : Option.getOrUndefined(HashMap.get(limits.models, model))
 
 const benchesOf = (models: PoolState.Rest["models"], model: string) => Option.getOrUndefined(HashMap.get(models, model))
 
@@ -498,7 +518,7 @@ const openingOf = (
 const survey = (
   config: PoolState.Config,
   state: PoolState.PoolState,
-  { model, only }: PoolState.LaneView["request"],
+  { model, only, tokens }: PoolState.Wants,
   from: number,
   now: number
 ): PoolState.LaneView => {
@@ -512,12 +532,12 @@ const survey = (
   }
   SlotMap.find(state.slots, (key) => {
     if (only?.(key.key) === false) return false
-    const closed = PoolState.requestGate(config, state, key, model, now)
+    const closed = PoolState.requestGate(config, state, key, model, now, tokens)
     if (closed === undefined) open.push(key.slot)
     else nearest = nearer(nearest, closed, key.slot)
     return false
   })
-  return { ...nearest, request: { model, only }, open, from }
+  return { ...nearest, request: { model, only, tokens }, open, from }
 }
 
 /** A lane after some keys changed; `undefined` when the nearest of them went away, so that all must be looked at. */
@@ -528,12 +548,12 @@ const recall = (
   changed: ReadonlyArray<number>,
   now: number
 ): PoolState.LaneView | undefined => {
-  const { model, only } = known.request
+  const { model, only, tokens } = known.request
   let view = known
   for (const slot of changed) {
     const key = SlotMap.get(state.slots, slot)
     const suits = key !== undefined && only?.(key.key) !== false
-    const closed = suits ? PoolState.requestGate(config, state, key, model, now) : never
+    const closed = suits ? PoolState.requestGate(config, state, key, model, now, tokens) : never
     const wasOpen = view.open.includes(slot)
     if (closed === undefined) {
       if (!wasOpen) view = { ...view, open: [...view.open, slot] }
@@ -567,4 +587,8 @@ const never = { until: Infinity, earliest: Infinity, breakableAt: Infinity }
 /** With more changes than this it is quicker to look at all keys. */
 const manyChanges = 64
 
-const anyModel = { model: undefined, only: undefined }
+const anyModel: PoolState.Wants = { model: undefined, only: undefined }
+
+/** What keys must offer that serve one of the usual lanes: what the first of them costs. */
+const anyOf = (first: PoolState.Waiter | undefined): PoolState.Wants =>
+  first === undefined ? anyModel : { ...anyModel, tokens: first.request.tokens }

@@ -49,6 +49,7 @@ describe("a snapshot", () => {
         retiring: false,
         breaker: "closed",
         closedModels: [],
+        limits: [],
         inFlight: 0,
         total: 0,
         successes: 0,

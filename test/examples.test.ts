@@ -40,7 +40,7 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
     /and the next turns +(\w+) \1 \1/
   ],
   "any-effect": ["Vienna: sun after rain (attempt 3, key \"good\")", "(attempt 1, key \"good\")", "WeatherError"],
-  "call-options": ["You said: hello", "DeadlineExceeded: ", "BudgetExceeded: ", /AllKeysExhausted: .*1 RateLimited/],
+  "call-options": ["You said: hello", "DeadlineExceeded: ", "BudgetExceeded: ", /AllKeysExhausted: .*1 limit/],
   "drop-in": [
     "You said: hello",
     /withResponse: 200/,
@@ -48,7 +48,7 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
     "NotFoundError model_not_found",
     "5 calls, 6 attempts"
   ],
-  "effect-ai": ["You said: three", "limited: 1 served, 1 fault"],
+  "effect-ai": ["You said: three", "limited: 1 served, 0 fault"],
   "effects": [
     "openai:    You said: hello",
     "anthropic: You said: hello",

@@ -17,6 +17,8 @@ import * as Classifier from "./Classifier.js"
 import * as EventBody from "./EventBody.js"
 import * as PlainBody from "./PlainBody.js"
 import * as Scrub from "./Scrub.js"
+import * as Usage from "./Usage.js"
+import * as WaitHint from "./WaitHint.js"
 
 /**
  * The function underneath that really sends; the shape of `fetch`.
@@ -234,6 +236,33 @@ const read = (
   response: Response,
   controller: AbortController
 ): Effect.Effect<Answer, NoAnswer> => {
+  const headers = WaitHint.headerMap(response.headers)
+  if (announces(headers)) {
+    return Effect.zipRight(
+      Effect.clockWith((clock) => {
+        const base = WaitHint.baseTime(headers, clock.unsafeCurrentTimeMillis())
+        return Effect.sync(() => lease.announced(WaitHint.readLimits(headers, base)))
+      }),
+      answered(environment, request, lease, secret, response, controller)
+    )
+  }
+  return answered(environment, request, lease, secret, response, controller)
+}
+
+/** Most answers of most servers announce nothing. */
+const announces = (headers: WaitHint.HeaderMap): boolean => {
+  for (const name of headers.keys()) if (name.includes("ratelimit")) return true
+  return false
+}
+
+const answered = (
+  environment: Environment,
+  request: PooledRequest,
+  lease: KeyPool.Lease,
+  secret: string,
+  response: Response,
+  controller: AbortController
+): Effect.Effect<Answer, NoAnswer> => {
   const type = response.headers.get("content-type") ?? ""
   if (response.status >= 400) return refusal(environment, secret, response, controller)
   if (response.body !== null && type.includes("text/event-stream")) {
@@ -407,6 +436,7 @@ const stream = (
           MutableRef.set(idleSince, now())
           const unlink = link(request.signal, controller)
           const unwatch = fork(lease.endWhenIdle(() => MutableRef.get(idleSince)))
+          let usage: Usage.Usage | undefined
           let uncollect = () => {}
           let close = () => {}
           const end = () => {
@@ -428,6 +458,10 @@ const stream = (
               fork(lease.commit(Outcome.fault(fault)))
             },
             ended: end,
+            event: (data) => {
+              usage = Usage.read(data, usage)
+              if (usage !== undefined) lease.used(usage)
+            },
             heard: learn === undefined ? undefined : (data) => fork(learn(data)),
             reading: (active) => MutableRef.set(idleSince, active ? undefined : now())
           })

@@ -181,9 +181,18 @@ const judge = (
     unprocessed: answer.streaming === "after-content" ? false : verdict.unprocessed,
     status,
     code: printable(verdict.code ?? code ?? codes[0]),
-    reset
+    reset,
+    unit: verdict.kind === "RateLimited" ? unitOf([...codes, ...body.quotas, body.message].join(" ")) : undefined
   })
 }
+
+/** What the limit counts that was hit, by what is said of it. */
+const unitOf = (said: string): "tokens" | "other" | undefined =>
+  /slow_down|ramp_limit|per.?day|daily|\b[RT]PD\b|concurren|in.flight/i.test(said)
+    ? "other"
+    : /\btokens?\b|[a-z_]tokens?\b|\bTPM\b|Tokens?Per/i.test(said)
+    ? "tokens"
+    : undefined
 
 /** Whether the call would end here. */
 const isFinal = ({ failover, kind }: Verdict): boolean =>

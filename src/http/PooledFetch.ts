@@ -202,6 +202,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           return Attempt.attempt(env, once, leased)
         }, {
           model: facts.model,
+          tokens: facts.tokens,
           affinity: request.affinity,
           resources: stored?.resources,
           operation: operationOf(shape, options.baseUrl()),
@@ -570,7 +571,7 @@ const honest = (error: PoolError): { readonly status: number; readonly code: str
   if (reasons.length > 0 && reasons.every((reason) => reason === "Unauthorized")) {
     return { status: 401, code: "keymesh_all_keys_unauthorized" }
   }
-  return reasons.some((reason) => reason === "RateLimited" || reason === "QuotaExhausted")
+  return reasons.some((reason) => reason === "RateLimited" || reason === "QuotaExhausted" || reason === "limit")
     ? { status: 429, code: "keymesh_all_keys_limited" }
     : { status: 503, code: "keymesh_all_keys_exhausted" }
 }

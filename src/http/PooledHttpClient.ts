@@ -227,6 +227,7 @@ const call = (
       },
       {
         model: facts.model,
+        tokens: facts.tokens,
         affinity: affinity === "" ? undefined : affinity,
         resources: stored?.resources,
         replayable: isReusable(request.body) ? given.replayable ?? repeatable : "never",

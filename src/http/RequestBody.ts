@@ -4,6 +4,8 @@
  * @since 0.1.0
  */
 
+import type * as RateLimit from "../RateLimit.js"
+
 /**
  * Whether a body can be sent more than once. Streams and iterators are used up by the first attempt.
  *
@@ -48,6 +50,34 @@ export const topLevel = (json: string, names: ReadonlyArray<string>): Readonly<R
   }
   return found
 }
+
+/**
+ * The tokens that a request will use: about one for 4 characters of its text, and as many more as it lets the answer
+ * have, by whichever of these fields says so.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const tokensOf = (
+  text: string | undefined,
+  fields: Readonly<Record<string, unknown>>
+): RateLimit.Estimate | undefined => {
+  if (text === undefined) return undefined
+  const input = Math.ceil(text.length / 4)
+  for (const name of outputFields) {
+    const most = fields[name]
+    if (typeof most === "number" && most >= 0) return { input, maxOutput: most }
+  }
+  return { input }
+}
+
+/**
+ * The fields by which a request bounds its output.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const outputFields = ["max_tokens", "max_completion_tokens", "max_output_tokens", "maxTokens"] as const
 
 const skipSpace = (json: string, from: number): number => {
   let at = from

@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import type * as Fault from "../Fault.js"
+import type * as RateLimit from "../RateLimit.js"
 
 /**
  * How a provider words its errors, as data: which of its codes, phrases and statuses mean which fault.
@@ -160,6 +161,8 @@ export interface RequestFacts {
   readonly streaming: boolean
   /** Whether sending it twice can do harm: it creates something, or nobody knows. */
   readonly creating: boolean
+  /** The tokens it will use, as far as it tells: about 4 bytes of its body are one, and it may bound its output. */
+  readonly tokens?: RateLimit.Estimate | undefined
 }
 
 /**

@@ -44,13 +44,16 @@ export const openAi: Provider = {
 }
 
 const factsOf = ({ form, method, text, url }: RequestShape): RequestFacts => {
-  const fields = text === undefined ? {} : RequestBody.topLevel(text, ["model", "stream", "background"])
+  const fields = text === undefined
+    ? {}
+    : RequestBody.topLevel(text, ["model", "stream", "background", ...RequestBody.outputFields])
   const model = fields["model"] ?? form?.get("model") ?? deployment.exec(url.pathname)?.[1]
   return {
     model: typeof model === "string" ? model : undefined,
     streaming: fields["stream"] === true || form?.get("stream") === "true",
     creating: method !== "GET" && method !== "HEAD" &&
-      (!stateless.test(url.pathname) || fields["background"] === true)
+      (!stateless.test(url.pathname) || fields["background"] === true),
+    tokens: RequestBody.tokensOf(text, fields)
   }
 }
 
@@ -103,11 +106,12 @@ const isBearer = (sent: Headers): boolean =>
   sent.has("authorization") && !(sent.has("x-api-key") && sent.get("anthropic-version") === "2023-06-01")
 
 const anthropicFactsOf = ({ method, text, url }: RequestShape): RequestFacts => {
-  const fields = text === undefined ? {} : RequestBody.topLevel(text, ["model", "stream"])
+  const fields = text === undefined ? {} : RequestBody.topLevel(text, ["model", "stream", ...RequestBody.outputFields])
   return {
     model: typeof fields["model"] === "string" ? fields["model"] : undefined,
     streaming: fields["stream"] === true,
-    creating: method !== "GET" && method !== "HEAD" && !anthropicStateless.test(url.pathname)
+    creating: method !== "GET" && method !== "HEAD" && !anthropicStateless.test(url.pathname),
+    tokens: RequestBody.tokensOf(text, fields)
   }
 }
 
@@ -177,9 +181,13 @@ const geminiFactsOf = ({ method, text, url }: RequestShape): RequestFacts => {
     model: typeof model === "string" ? model.replace(/^models\//, "") : undefined,
     streaming: url.searchParams.get("alt") === "sse" || url.searchParams.get("stream") === "true" ||
       fields["stream"] === true,
-    creating: method !== "GET" && method !== "HEAD" && !repeatable
+    creating: method !== "GET" && method !== "HEAD" && !repeatable,
+    tokens: RequestBody.tokensOf(text, { maxTokens: Number(geminiMost.exec(text ?? "")?.[1] ?? Number.NaN) })
   }
 }
+
+/** Deep in `generationConfig`; in a text, its quotes are escaped. */
+const geminiMost = /"(?:maxOutputTokens|max_output_tokens)"\s{0,4}:\s{0,4}(\d{1,12})/
 
 /** `/v1beta/models/NAME:method` */
 const geminiModel = /\/(?:models|tunedModels)\/([^/:]+):(\w+)\/?$/

@@ -110,7 +110,8 @@ for (const way of ways) {
             Effect.provide(Live)
           )
         assert.deepStrictEqual(texts.map(({ text }) => text), Array(3).fill("You said: good morning"))
-        assert.strictEqual(yield* asked(fake), "abab")
+        // Where its first answer announces that nothing is left, it is not asked again.
+        assert.strictEqual(yield* asked(fake), way.name === "Google" ? "abab" : "abb")
         assert.strictEqual(yield* held, 0)
       }))
 
@@ -169,7 +170,8 @@ for (const way of ways) {
           assert.deepStrictEqual(toolResults.map(({ name }) => name), ["Weather"])
           assert.match(String(toolResults[0]?.result), /^sun in /)
         }
-        assert.strictEqual(yield* asked(fake), "abab")
+        // Where its first answer announces that nothing is left, it is not asked again.
+        assert.strictEqual(yield* asked(fake), way.name === "Google" ? "abab" : "abb")
       }))
   })
 }

@@ -292,7 +292,7 @@ describe("requests", () => {
   )
 
   it("facts: the model, from the path or the body; what streams; what creates", () => {
-    const facts = (method: string, address: string, body?: object) =>
+    const all = (method: string, address: string, body?: object) =>
       gemini.facts({
         method,
         url: new URL(`https://generativelanguage.googleapis.com/v1beta/${address}`),
@@ -300,6 +300,17 @@ describe("requests", () => {
         text: body === undefined ? undefined : JSON.stringify(body),
         form: undefined
       })
+    const facts = (method: string, address: string, body?: object) => {
+      const { tokens: _, ...rest } = all(method, address, body)
+      return rest
+    }
+    const bounded = { generationConfig: { maxOutputTokens: 77 }, contents: "\"maxOutputTokens\":5" }
+    assert.deepStrictEqual(all("POST", "models/m:generateContent", bounded).tokens, {
+      input: Math.ceil(JSON.stringify(bounded).length / 4),
+      maxOutput: 77
+    })
+    assert.deepStrictEqual(all("POST", "models/m:generateContent", {}).tokens, { input: 1 })
+    assert.isUndefined(all("GET", "files").tokens)
     const of = (model: string | undefined, streaming: boolean, creating: boolean) => ({ model, streaming, creating })
     assert.deepStrictEqual(facts("POST", "models/m:generateContent", { model: "x" }), of("m", false, false))
     assert.deepStrictEqual(facts("POST", "tunedModels/t-1:generateContent", {}), of("t-1", false, false))

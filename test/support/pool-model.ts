@@ -12,6 +12,7 @@ import * as Leasing from "../../src/Leasing.js"
 import type * as Outcome from "../../src/Outcome.js"
 import * as PoolKeys from "../../src/PoolKeys.js"
 import * as PoolState from "../../src/PoolState.js"
+import * as RateLimit from "../../src/RateLimit.js"
 import * as Settling from "../../src/Settling.js"
 import * as Strategy from "../../src/Strategy.js"
 import * as WaitingLine from "../../src/WaitingLine.js"
@@ -640,6 +641,13 @@ export class World {
     if (ramp !== undefined && now < ramp.since + this.config.rampMillis) {
       const steps = Math.floor((now - ramp.since) / this.config.rampStepMillis)
       if (key.inFlight >= 2 ** (ramp.successes + steps)) event(ramp.since + (steps + 1) * this.config.rampStepMillis)
+    }
+    // When limits open has its own model.
+    for (const limits of [PoolState.partyLimits(state, key), PoolState.modelLimits(state, key, model)]) {
+      const full = limits === undefined ? undefined : RateLimit.gate(limits, undefined, now)
+      if (full !== undefined) {
+        shut.push({ shut: true, soonest: Math.max(now, full.earliest), until: full.until, guess: false })
+      }
     }
     return shut
   }

@@ -1,0 +1,173 @@
+/**
+ * A limit that a provider announces with its answers: how much there is, how much is left, when it is there again.
+ *
+ * Each answer tells what the provider knew when it counted that request; what was sent later is subtracted. Providers
+ * mean one of two things by their reset: the end of a window, when all is there again at once, or the moment when a
+ * bucket that fills all the time will be full. The first stands still while requests go through, the second moves away;
+ * until this is known, a limit that is used up is taken for a window.
+ *
+ * @since 0.1.0
+ */
+import type { Full, Unit } from "./DeclaredLimit.js"
+
+/**
+ * What an answer says about one limit; see `WaitHint.readLimits`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Said {
+  readonly name: string
+  readonly limit: number | undefined
+  readonly remaining: number | undefined
+  readonly resetMillis: number | undefined
+}
+
+/**
+ * What is known of an announced limit.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface AnnouncedLimit {
+  readonly name: string
+  readonly unit: Unit
+  readonly limit: number | undefined
+  readonly remaining: number
+  /** When it was said, and what had been leased in all when the request that brought it was. */
+  readonly at: number
+  readonly total: number
+  readonly resetAt: number
+  /** The longest reset seen: about the length of a window. */
+  readonly longest: number
+  /** How much comes back per millisecond, if it is a bucket. */
+  readonly fill: number | undefined
+  /** Above 0 what speaks for a bucket, below for a window. */
+  readonly votes: number
+}
+
+/**
+ * What a limit of that name counts; `undefined` when that is not known.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const unitOf = (name: string): Unit | undefined =>
+  /token/.test(name)
+    ? /input|prompt/.test(name) ? "input" : /output|completion/.test(name) ? "output" : "tokens"
+    : name === "" || /req/.test(name)
+    ? "requests"
+    : undefined
+
+/**
+ * Takes in what an answer says. `total` is what had been leased in all, of what the limit counts, when the attempt was
+ * that got it. `undefined` when it says nothing of use.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const learn = (
+  before: AnnouncedLimit | undefined,
+  said: Said,
+  total: number,
+  now: number
+): AnnouncedLimit | undefined => {
+  const unit = unitOf(said.name)
+  const { limit, remaining, resetMillis } = said
+  // Without a reset nobody would know when it opens again.
+  if (unit === undefined || remaining === undefined || resetMillis === undefined) return before
+  // An answer to an earlier request knows less.
+  if (before !== undefined && total < before.total) return before
+  const next: AnnouncedLimit = {
+    name: said.name,
+    unit,
+    limit: limit === undefined || limit <= 0 ? undefined : limit,
+    remaining,
+    at: now,
+    total,
+    resetAt: now + resetMillis,
+    longest: Math.max(before?.longest ?? 0, resetMillis),
+    // What is left is rounded down: less was used than it seems.
+    fill: limit === undefined || limit - remaining < 2 || resetMillis === 0
+      ? before?.fill
+      : (limit - remaining - 1) / resetMillis,
+    votes: before?.votes ?? 0
+  }
+  if (before === undefined || now >= before.resetAt || remaining > before.remaining) return next
+  return { ...next, votes: Math.max(-8, Math.min(8, next.votes + vote(before, next))) }
+}
+
+/** Which of the two meanings explains better what two answers say. */
+const vote = (a: AnnouncedLimit, b: AnnouncedLimit): number => {
+  const used = a.limit === undefined ? 0 : a.limit - a.remaining
+  const usedNow = b.limit === undefined ? 0 : b.limit - b.remaining
+  if (used <= 0 || usedNow <= used) return 0
+  const asWindow = Math.abs(b.resetAt - a.resetAt)
+  const asBucket = Math.abs((b.resetAt - b.at) - (a.resetAt - a.at) / used * usedNow)
+  return asBucket < asWindow / 2 ? 1 : asWindow < asBucket / 2 ? -1 : 0
+}
+
+/**
+ * Whether an amount fits now, when `total` has been leased in all; what is more than the limit fits when all is there.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const gate = (self: AnnouncedLimit, amount: number, total: number, now: number): Full | undefined => {
+  // Whole amounts fit: what lacks a hair in floating point is there.
+  const missing = Math.min(amount, self.limit ?? Infinity) - available(self, total, now)
+  if (missing <= 1e-6) return undefined
+  const perMilli = rate(self)
+  const until = perMilli === undefined ? self.resetAt : Math.ceil(Math.max(now + 1, now + missing / perMilli))
+  // The next answer may tell more.
+  return { until, earliest: total > self.total ? -Infinity : until }
+}
+
+/**
+ * How much is left now, when `total` has been leased in all.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const remaining = (self: AnnouncedLimit, total: number, now: number): number =>
+  Math.max(0, Math.floor(Math.min(available(self, total, now), Number.MAX_SAFE_INTEGER)))
+
+const available = (self: AnnouncedLimit, total: number, now: number): number => {
+  const perMilli = rate(self)
+  const unseen = total - self.total
+  if (perMilli !== undefined) {
+    return Math.min(self.limit ?? Infinity, self.remaining + (now - self.at) * perMilli) - unseen
+  }
+  return (now >= self.resetAt ? self.limit ?? Infinity : self.remaining) - unseen
+}
+
+/** How fast a bucket fills, per millisecond; `undefined` unless it is known to be one. */
+const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bucketVotes ? undefined : fill
+
+/**
+ * The window that has ended is over: what comes counts anew, until an answer says more.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const roll = (self: AnnouncedLimit, total: number, now: number): AnnouncedLimit =>
+  now < self.resetAt || rate(self) !== undefined
+    ? self
+    : { ...self, remaining: self.limit ?? Infinity, at: now, total, resetAt: now + Math.max(1, self.longest) }
+
+/**
+ * Refused, though something seemed to be left, and told no more than when to come again: nothing is left until then.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const exhaust = (self: AnnouncedLimit, total: number, until: number, now: number): AnnouncedLimit => {
+  const perMilli = rate(self)
+  return perMilli === undefined
+    ? { ...self, remaining: 0, at: now, total, resetAt: Math.max(self.resetAt, until) }
+    // By then one request fits.
+    : { ...self, remaining: Math.min(0, 1 - (until - now) * perMilli), at: now, total }
+}
+
+/** How many more answers must speak for a bucket than for a window. */
+const bucketVotes = 2

@@ -1,0 +1,309 @@
+/**
+ * Where the limits of each party are kept, and what attempts do to them: of a key in its `KeyState`, of a group, and of
+ * either for one model, in the pool's state.
+ *
+ * @since 0.1.0
+ */
+import * as HashMap from "effect/HashMap"
+import * as Option from "effect/Option"
+import type * as AnnouncedLimit from "./AnnouncedLimit.js"
+import * as Cooldowns from "./Cooldowns.js"
+import type * as Fault from "./Fault.js"
+import type * as KeyState from "./KeyState.js"
+import type * as Outcome from "./Outcome.js"
+import * as Places from "./Places.js"
+import * as PoolState from "./PoolState.js"
+import * as RateLimit from "./RateLimit.js"
+import * as SlotMap from "./SlotMap.js"
+
+/**
+ * What is known of an attempt beside its outcome.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Heard {
+  /** Whether it is answered now, or ends without an answer; told once. */
+  readonly answered: boolean
+  /** Whether it was sent at all. */
+  readonly sent: boolean
+  readonly announced: ReadonlyArray<AnnouncedLimit.Said>
+  readonly usage: RateLimit.Usage | undefined
+}
+
+/**
+ * A state, and the key as it is in it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Changed {
+  readonly state: PoolState.PoolState
+  readonly key: KeyState.KeyState
+}
+
+/**
+ * Takes what an attempt needs that begins now. The key's own place is the caller's to mend, others' are mended.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const reserve = (
+  config: PoolState.Config,
+  before: PoolState.PoolState,
+  key: KeyState.KeyState,
+  request: Pick<PoolState.Request, "model" | "tokens">,
+  now: number
+): Changed & { readonly reserved: PoolState.Reserved | undefined } => {
+  const party = PoolState.partyLimits(before, key)
+  const model = PoolState.modelLimits(before, key, request.model)
+  const tokens = request.tokens ?? {}
+  if (party === undefined && model === undefined) return { state: before, key, reserved: undefined }
+  let next: Changed = { state: before, key }
+  let ofParty: RateLimit.Reservation | undefined
+  let ofModel: RateLimit.Reservation | undefined
+  if (party !== undefined) {
+    const [limits, reservation] = RateLimit.reserve(party, tokens, now)
+    ofParty = reservation
+    next = withParty(config, next, party, limits, now)
+  }
+  if (model !== undefined && request.model !== undefined) {
+    const [limits, reservation] = RateLimit.reserve(model, tokens, now)
+    ofModel = reservation
+    next = { ...next, state: withModel(next.state, key, request.model, limits, now) }
+  }
+  return { ...next, reserved: { party: ofParty, model: ofModel } }
+}
+
+/**
+ * Takes in what is heard of an attempt. The key's own place is the caller's to mend, others' are mended.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const settle = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  lease: PoolState.LeaseRecord,
+  outcome: Outcome.Outcome | undefined,
+  heard: Heard,
+  end: boolean,
+  now: number
+): Changed => {
+  const refusal = heard.answered && outcome?._tag === "Fault" && teaches(outcome.fault)
+    ? { fault: outcome.fault, target: Cooldowns.targetOf(key, lease.model, outcome.fault) }
+    : undefined
+  const accepts = heard.answered && outcome !== undefined && (outcome._tag === "Success" ||
+    (outcome._tag === "Fault" && isAnswer(outcome.fault)))
+  const hear = (
+    before: RateLimit.RateLimit | undefined,
+    reservation: RateLimit.Reservation | undefined,
+    announced: boolean,
+    refused: boolean
+  ): RateLimit.RateLimit | undefined => {
+    if (before === undefined && !announced && !refused) return undefined
+    let limits = before ?? begun(key)
+    const leased = reservation?.leased ?? RateLimit.none
+    if (reservation !== undefined && !heard.sent && end) return RateLimit.returned(limits, reservation)
+    if (heard.answered && reservation !== undefined) limits = RateLimit.answered(limits, now)
+    if (announced) limits = RateLimit.announced(limits, leased, heard.announced, now)
+    if (refused) limits = RateLimit.refused(limits, leased, refusal?.fault.waitMillis, now)
+    if (accepts) limits = RateLimit.accepted(limits, leased, now)
+    if (end && reservation !== undefined) limits = RateLimit.spent(limits, reservation, heard.usage, now)
+    return limits
+  }
+  const announces = heard.announced.length > 0
+  // What is of one key of a group is none of the group's, and the key has no limits of its own.
+  const teachesParty = refusal?.target?.scope === (key.key.quotaGroup === undefined ? "key" : "group")
+  const forModel = refusal?.target?.model !== undefined
+  const party = PoolState.partyLimits(state, key)
+  const partyAfter = hear(
+    party,
+    lease.reserved?.party,
+    announces && lease.model === undefined,
+    teachesParty && !forModel
+  )
+  let next: Changed = { state, key }
+  if (partyAfter !== undefined && partyAfter !== party) next = withParty(config, next, party, partyAfter, now)
+  if (lease.model === undefined) return next
+  const model = PoolState.modelLimits(state, key, lease.model)
+  const modelAfter = hear(model, lease.reserved?.model, announces, teachesParty && forModel)
+  return modelAfter === undefined || modelAfter === model
+    ? next
+    : { ...next, state: withModel(next.state, key, lease.model, modelAfter, now) }
+}
+
+/** Whether a fault is an answer that was not refused for a limit. */
+const isAnswer = ({ kind }: Fault.Fault): boolean =>
+  kind !== "RateLimited" && kind !== "QuotaExhausted" && kind !== "Network" && kind !== "Timeout"
+
+/** Whether a refusal says something of how many requests may come: those of tokens, of days, of load do not. */
+const teaches = (fault: Fault.Fault): boolean =>
+  fault.kind === "RateLimited" && (fault.unit === undefined || fault.unit === "requests")
+
+/** Limits of which nothing was known while other attempts were in flight already: those were leased before. */
+const begun = (key: KeyState.KeyState): RateLimit.RateLimit => ({
+  ...RateLimit.empty,
+  leased: { requests: Math.max(0, key.inFlight), input: 0, output: 0 }
+})
+
+/**
+ * What the keys of a party declare now: of a key, or of the members of its group together.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const declare = (state: PoolState.PoolState, group: string): PoolState.PoolState => {
+  const members = Option.getOrUndefined(HashMap.get(state.rest.groups, group))?.members ?? []
+  const declared = members.flatMap((slot) => SlotMap.get(state.slots, slot)?.key.limits ?? [])
+  const before = Option.getOrUndefined(HashMap.get(state.rest.limits.groups, group))
+  const limits = RateLimit.declare(before, declared)
+  return limits === before || limits === undefined ? state : withGroup(state, group, limits)
+}
+
+/**
+ * Notes that a key's limits count tokens, if they do.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const meter = (state: PoolState.PoolState, id: string): PoolState.PoolState => {
+  const limits = PoolState.find(state, id)?.limits
+  return state.rest.limits.metered || limits === undefined || !RateLimit.countsTokens(limits)
+    ? state
+    : withLimits(state, { ...state.rest.limits, metered: true })
+}
+
+/**
+ * Changes what is known of the limits of a key and its group, for all models, by hand or from a store.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const mapParty = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  f: (limits: RateLimit.RateLimit) => RateLimit.RateLimit,
+  now: number
+): Changed => {
+  const before = PoolState.partyLimits(state, key)
+  return before === undefined ? { state, key } : withParty(config, { state, key }, before, f(before), now)
+}
+
+/**
+ * Forgets what was announced to a key and its group, and what was learned of them, for all models and for single ones.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const reset = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  now: number
+): Changed => {
+  const group = key.key.quotaGroup
+  const next = mapParty(config, state, key, RateLimit.reset, now)
+  return HashMap.size(next.state.rest.limits.models) === 0 ? next : {
+    ...next,
+    state: withLimits(next.state, {
+      ...next.state.rest.limits,
+      models: HashMap.map(next.state.rest.limits.models, (ofModel) => ({
+        ...ofModel,
+        keys: HashMap.remove(ofModel.keys, key.slot),
+        groups: group === undefined ? ofModel.groups : HashMap.remove(ofModel.groups, group)
+      }))
+    })
+  }
+}
+
+/**
+ * Forgets what is known of a key for single models.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const forgetKey = (state: PoolState.PoolState, slot: number): PoolState.PoolState =>
+  HashMap.size(state.rest.limits.models) === 0 ? state : withLimits(state, {
+    ...state.rest.limits,
+    models: HashMap.map(state.rest.limits.models, (ofModel) => ({
+      ...ofModel,
+      keys: HashMap.remove(ofModel.keys, slot)
+    }))
+  })
+
+const withLimits = (state: PoolState.PoolState, limits: PoolState.Limits): PoolState.PoolState => ({
+  ...state,
+  rest: { ...state.rest, limits }
+})
+
+const withGroup = (state: PoolState.PoolState, group: string, limits: RateLimit.RateLimit): PoolState.PoolState =>
+  withLimits(state, {
+    ...state.rest.limits,
+    groups: HashMap.set(state.rest.limits.groups, group, limits),
+    metered: state.rest.limits.metered || RateLimit.countsTokens(limits)
+  })
+
+const withParty = (
+  config: PoolState.Config,
+  { key, state }: Changed,
+  before: RateLimit.RateLimit | undefined,
+  limits: RateLimit.RateLimit,
+  now: number
+): Changed => {
+  const group = key.key.quotaGroup
+  if (group === undefined) {
+    const metered = !state.rest.limits.metered && RateLimit.countsTokens(limits)
+    return {
+      state: metered ? withLimits(state, { ...state.rest.limits, metered }) : state,
+      key: { ...key, limits }
+    }
+  }
+  const after = withGroup(state, group, limits)
+  const was = before === undefined ? undefined : RateLimit.gate(before, undefined, now)
+  const is = RateLimit.gate(limits, undefined, now)
+  if (was?.until === is?.until && was?.earliest === is?.earliest) return { state: after, key }
+  const placed = Places.placeGroup(config, after, group, now)
+  const { gatedBy, gatedEarliest, gatedUntil } = SlotMap.get(placed.slots, key.slot) ?? key
+  return { state: placed, key: { ...key, gatedBy, gatedEarliest, gatedUntil } }
+}
+
+const withModel = (
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  model: string,
+  limits: RateLimit.RateLimit,
+  now: number
+): PoolState.PoolState => {
+  const known = HashMap.get(state.rest.limits.models, model)
+  const pruned = known._tag === "Some" ? state.rest.limits : forgetModels(state.rest.limits, now)
+  if (known._tag === "None" && HashMap.size(pruned.models) >= mostModels) return withLimits(state, pruned)
+  const ofModel: PoolState.ModelLimits = known._tag === "Some"
+    ? known.value
+    : { keys: HashMap.empty(), groups: HashMap.empty(), metered: false }
+  const group = key.key.quotaGroup
+  return withLimits(state, {
+    ...pruned,
+    kinds: known._tag === "Some" ? pruned.kinds : pruned.kinds + 1,
+    models: HashMap.set(pruned.models, model, {
+      keys: group === undefined ? HashMap.set(ofModel.keys, key.slot, limits) : ofModel.keys,
+      groups: group === undefined ? ofModel.groups : HashMap.set(ofModel.groups, group, limits),
+      metered: ofModel.metered || RateLimit.countsTokens(limits)
+    })
+  })
+}
+
+/** Drops the models that nobody has asked for lately. */
+const forgetModels = (limits: PoolState.Limits, now: number): PoolState.Limits => {
+  const idle = (ofOne: RateLimit.RateLimit) => RateLimit.isIdle(ofOne, now)
+  const models = HashMap.filter(
+    limits.models,
+    ({ groups, keys }) => !HashMap.every(keys, idle) || !HashMap.every(groups, idle)
+  )
+  return HashMap.size(models) === HashMap.size(limits.models) ? limits : { ...limits, models, kinds: limits.kinds + 1 }
+}
+
+/** Of more models than this, the limits of the newest are not kept. */
+const mostModels = 1_000

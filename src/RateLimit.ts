@@ -1,0 +1,446 @@
+/**
+ * The limits of one party, which is a quota group or a key without one, for all models or for one: declared by its keys,
+ * announced by the provider, learned from refusals.
+ *
+ * Pure steps on immutable data: `reserve` when an attempt begins, `answered` when its answer's headers came, `spent` when
+ * its usage is known, `returned` when it was not sent; `gate` tells when the next request fits.
+ *
+ * @since 0.1.0
+ */
+import * as AnnouncedLimit from "./AnnouncedLimit.js"
+import type * as ApiKey from "./ApiKey.js"
+import * as DeclaredLimit from "./DeclaredLimit.js"
+import type * as Fault from "./Fault.js"
+import * as LearnedLimit from "./LearnedLimit.js"
+
+/**
+ * What a request will use, as far as that is known before: tokens of its input, and the most it may put out.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Estimate {
+  readonly input?: number | undefined
+  readonly maxOutput?: number | undefined
+}
+
+/**
+ * The tokens that a request used.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Usage {
+  readonly input: number
+  readonly output: number
+}
+
+/**
+ * All that is known of the limits of a party.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface RateLimit {
+  readonly declared: ReadonlyArray<DeclaredLimit.DeclaredLimit>
+  readonly announced: ReadonlyArray<AnnouncedLimit.AnnouncedLimit>
+  readonly learned: LearnedLimit.LearnedLimit | undefined
+  /** All that was ever leased. */
+  readonly leased: Totals
+  /** What 95 of 100 requests put out at most, as far as usage was seen. */
+  readonly typical: Typical | undefined
+  /** When it last changed. */
+  readonly at: number
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface Totals {
+  readonly requests: number
+  readonly input: number
+  readonly output: number
+}
+
+/**
+ * The 95th percentile of what was seen, and how far it moves with each.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Typical {
+  readonly output: number
+  readonly step: number
+}
+
+/**
+ * What was taken for one attempt: its own tokens, and all that had been leased with it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Reservation extends Usage {
+  readonly leased: Totals
+}
+
+/**
+ * Why the next request does not fit, and until when.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Closed extends DeclaredLimit.Full {
+  readonly provenance: Fault.Provenance
+}
+
+/**
+ * Nothing was leased yet.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const none: Totals = { requests: 0, input: 0, output: 0 }
+
+/**
+ * Nothing is known.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const empty: RateLimit = {
+  declared: [],
+  announced: [],
+  learned: undefined,
+  leased: none,
+  typical: undefined,
+  at: -Infinity
+}
+
+/**
+ * The limits with what is declared, each at its tightest; what is used of them stays. `undefined` when nothing is left
+ * to keep.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const declare = (
+  self: RateLimit | undefined,
+  declared: ReadonlyArray<ApiKey.Limits>
+): RateLimit | undefined => {
+  const limits = kinds.flatMap(({ name, unit, windowMillis }) => {
+    const given = declared.flatMap((limits) => limits[name] ?? [])
+    if (given.length === 0) return []
+    const limit = Math.min(...given)
+    const present = self?.declared.find((other) => other.unit === unit && other.windowMillis === windowMillis)
+    return [
+      present === undefined
+        ? DeclaredLimit.make(unit, limit, windowMillis)
+        : DeclaredLimit.resized(present, limit)
+    ]
+  })
+  if (limits.length === 0 && (self === undefined || self.declared.length === 0)) return self
+  return { ...self ?? empty, declared: limits }
+}
+
+const minute = 60_000
+const day = 86_400_000
+const kinds = [
+  { name: "requestsPerMinute", unit: "requests", windowMillis: minute },
+  { name: "requestsPerDay", unit: "requests", windowMillis: day },
+  { name: "tokensPerMinute", unit: "tokens", windowMillis: minute },
+  { name: "tokensPerDay", unit: "tokens", windowMillis: day }
+] as const
+
+/**
+ * What is to be reserved for a request: its input, and what it may put out, or what such requests usually put out if
+ * that is less.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const costOf = (self: RateLimit, { input = 0, maxOutput }: Estimate): Usage => ({
+  input,
+  // Of what nobody tells, nothing is counted.
+  output: Math.min(maxOutput ?? Infinity, self.typical?.output ?? maxOutput ?? 0)
+})
+
+/**
+ * Whether what a request costs decides when it fits: some limit counts tokens.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const countsTokens = (self: RateLimit): boolean =>
+  self.declared.some(({ unit }) => unit !== "requests") || self.announced.some(({ unit }) => unit !== "requests")
+
+/**
+ * Why a request does not fit now; `undefined` when it does. Without an estimate, only limits of requests count.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const gate = (self: RateLimit, estimate: Estimate | undefined, now: number): Closed | undefined => {
+  const cost = estimate === undefined ? undefined : costOf(self, estimate)
+  let closed: Closed | undefined
+  for (const limit of self.declared) {
+    if (limit.unit === "requests") closed = later(closed, DeclaredLimit.gate(limit, 1, now), "measured")
+    else if (cost !== undefined) {
+      closed = later(closed, DeclaredLimit.gate(limit, amount("tokens", cost), now), "measured")
+    }
+  }
+  for (const limit of self.announced) {
+    const needs = limit.unit === "requests" ? 1 : cost === undefined ? undefined : amount(limit.unit, cost)
+    if (needs === undefined) continue
+    closed = later(closed, AnnouncedLimit.gate(limit, needs, total(limit.unit, self.leased), now), "told")
+  }
+  if (self.learned !== undefined) {
+    const { told } = self.learned
+    closed = later(closed, LearnedLimit.gate(self.learned, now), told ? "told" : "measured")
+  }
+  return closed
+}
+
+const later = (
+  closed: Closed | undefined,
+  full: DeclaredLimit.Full | undefined,
+  provenance: Fault.Provenance
+): Closed | undefined =>
+  full === undefined ? closed : closed === undefined ? { ...full, provenance } : {
+    until: Math.max(closed.until, full.until),
+    earliest: Math.max(closed.earliest, full.earliest),
+    provenance: full.until > closed.until ? provenance : closed.provenance
+  }
+
+const amount = (unit: DeclaredLimit.Unit, { input, output }: Usage): number =>
+  unit === "requests" ? 1 : unit === "input" ? input : unit === "output" ? output : input + output
+
+const total = (unit: DeclaredLimit.Unit, totals: Totals): number =>
+  unit === "requests" ? totals.requests : amount(unit, totals)
+
+/**
+ * Takes what an attempt needs that begins now.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const reserve = (
+  self: RateLimit,
+  estimate: Estimate,
+  now: number
+): readonly [RateLimit, Reservation] => {
+  const cost = costOf(self, estimate)
+  const before = self.leased
+  const leased: Totals = {
+    requests: before.requests + 1,
+    input: before.input + cost.input,
+    output: before.output + cost.output
+  }
+  return [{
+    ...self,
+    leased,
+    declared: self.declared.map((limit) => DeclaredLimit.hold(limit, amount(limit.unit, cost))),
+    announced: self.announced.map((limit) => AnnouncedLimit.roll(limit, total(limit.unit, before), now)),
+    learned: self.learned === undefined ? undefined : LearnedLimit.leased(self.learned, now),
+    at: now
+  }, { ...cost, leased }]
+}
+
+/**
+ * The headers of an attempt's answer came: from now on its request counts for one window. Refused ones count as well:
+ * most providers count them.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const answered = (self: RateLimit, now: number): RateLimit =>
+  self.declared.length === 0 ? self : {
+    ...self,
+    declared: self.declared.map((limit) => limit.unit === "requests" ? DeclaredLimit.count(limit, 1, 1, now) : limit),
+    at: now
+  }
+
+/**
+ * An attempt is over: what it used counts for one window from now, as it was estimated if nobody knows better.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const spent = (
+  self: RateLimit,
+  reservation: Reservation,
+  usage: Usage | undefined,
+  now: number
+): RateLimit => {
+  if (usage === undefined && self.declared.length === 0) return self
+  const used = usage ?? reservation
+  return {
+    ...self,
+    declared: self.declared.map((limit) =>
+      limit.unit === "requests"
+        ? limit
+        : DeclaredLimit.count(limit, amount(limit.unit, reservation), amount(limit.unit, used), now)
+    ),
+    typical: usage === undefined ? self.typical : seen(self.typical, usage.output),
+    at: now
+  }
+}
+
+/** One more output: the percentile goes up by 19 steps or down by one, and so comes to rest where 1 of 20 is above it. */
+const seen = (typical: Typical | undefined, output: number): Typical => {
+  if (typical === undefined) return { output, step: output / 100 }
+  const above = output > typical.output
+  const moved = above ? Math.min(output, typical.output + 19 * typical.step) : typical.output - typical.step
+  return {
+    output: Math.max(0, moved),
+    // The step is in keeping with how far they lie apart.
+    step: Math.max(1, 0.95 * typical.step + 0.05 * Math.abs(output - typical.output) / 100)
+  }
+}
+
+/**
+ * An attempt was not sent: all it took is given back.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const returned = (self: RateLimit, reservation: Reservation): RateLimit => ({
+  ...self,
+  declared: self.declared.map((limit) => DeclaredLimit.release(limit, amount(limit.unit, reservation))),
+  learned: self.learned === undefined ? undefined : LearnedLimit.returned(self.learned, reservation.leased.requests)
+})
+
+/**
+ * Takes in what an answer announces.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const announced = (
+  self: RateLimit,
+  leased: Totals,
+  said: ReadonlyArray<AnnouncedLimit.Said>,
+  now: number
+): RateLimit => {
+  let limits = self.announced
+  for (const each of said.slice(0, mostAnnounced)) {
+    const unit = AnnouncedLimit.unitOf(each.name)
+    if (unit === undefined) continue
+    const before = limits.find(({ name }) => name === each.name)
+    const after = AnnouncedLimit.learn(before, each, total(unit, leased), now)
+    if (after === undefined || after === before) continue
+    limits = before === undefined
+      ? [...limits, after].slice(-mostAnnounced)
+      : limits.map((limit) => limit === before ? after : limit)
+  }
+  // What is announced need not be learned.
+  const known = limits.some(({ unit }) => unit === "requests")
+  return limits === self.announced ? self : {
+    ...self,
+    announced: limits,
+    learned: known ? undefined : self.learned,
+    at: now
+  }
+}
+
+const mostAnnounced = 8
+
+/**
+ * An attempt was refused for too many requests, and told to wait, or not.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const refused = (
+  self: RateLimit,
+  leased: Totals,
+  waitMillis: number | undefined,
+  now: number
+): RateLimit => {
+  const known = self.announced.some(({ unit }) => unit === "requests")
+  if (!known) {
+    const learned = LearnedLimit.refused(self.learned, leased.requests, self.leased.requests, waitMillis, now)
+    return { ...self, learned, at: now }
+  }
+  return waitMillis === undefined ? self : {
+    ...self,
+    announced: self.announced.map((limit) =>
+      limit.unit === "requests" && AnnouncedLimit.gate(limit, 1, leased.requests, now) === undefined
+        ? AnnouncedLimit.exhaust(limit, self.leased.requests, now + waitMillis, now)
+        : limit
+    ),
+    at: now
+  }
+}
+
+/**
+ * An attempt was answered, and not refused for too many requests.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const accepted = (self: RateLimit, leased: Totals, now: number): RateLimit =>
+  self.learned === undefined
+    ? self
+    : { ...self, learned: LearnedLimit.accepted(self.learned, leased.requests, now), at: now }
+
+/**
+ * A limit as people see it: what is left of it now. What was learned has no number of its own.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Left {
+  readonly source: "declared" | "announced" | "learned"
+  readonly unit: DeclaredLimit.Unit
+  readonly limit?: number
+  readonly windowMillis?: number
+  readonly remaining?: number
+}
+
+/**
+ * What is left of each limit.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const left = (self: RateLimit, now: number): ReadonlyArray<Left> => [
+  ...self.declared.map((limit): Left => ({
+    source: "declared",
+    unit: limit.unit,
+    limit: limit.limit,
+    windowMillis: limit.windowMillis,
+    remaining: DeclaredLimit.remaining(limit, now)
+  })),
+  ...self.announced.map((limit): Left => ({
+    source: "announced",
+    unit: limit.unit,
+    ...(limit.limit === undefined ? {} : { limit: limit.limit }),
+    remaining: AnnouncedLimit.remaining(limit, total(limit.unit, self.leased), now)
+  })),
+  ...(self.learned?.measured === undefined ? [] : [{
+    source: "learned" as const,
+    unit: "requests" as const,
+    limit: self.learned.measured.count,
+    windowMillis: self.learned.measured.millis
+  }])
+]
+
+/**
+ * The limits without what was announced or learned: what is used of those that are declared is used.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const reset = (self: RateLimit): RateLimit => ({ ...self, announced: [], learned: undefined })
+
+/**
+ * Whether nothing would be lost by forgetting it: nothing is declared, and it has not been asked about for ten minutes.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const isIdle = (self: RateLimit, now: number): boolean =>
+  self.declared.length === 0 && now >= self.at + idleMillis
+
+const idleMillis = 600_000

@@ -1,0 +1,219 @@
+/** What a pool does about limits, on the virtual clock. */
+import { assert, describe } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as TestClock from "effect/TestClock"
+import type * as AnnouncedLimit from "../src/AnnouncedLimit.js"
+import * as Fault from "../src/Fault.js"
+import * as KeyPool from "../src/KeyPool.js"
+import * as Outcome from "../src/Outcome.js"
+import { bad, calm, keyOf, keys, ok, plain, report, test, upstream } from "./support/pooled.js"
+
+const patient = { ...plain, budget: "10 minutes" } as const
+
+describe("A1: declared limits", () => {
+  test(
+    "100 fibers at 10 per minute: exactly 10 in each window, and none refused upstream",
+    () =>
+      Effect.gen(function*() {
+        const provider = yield* upstream(() => ok(700))
+        const pool = yield* KeyPool.make({
+          keys: keys("a", { a: { limits: { requestsPerMinute: 10 } } }),
+          ...patient,
+          budget: "1 hour"
+        })
+        const all = yield* Effect.fork(
+          Effect.all(Array.from({ length: 100 }, () => pool.run(provider.send)), { concurrency: "unbounded" })
+        )
+        yield* TestClock.adjust("20 minutes")
+        assert.strictEqual((yield* Fiber.join(all)).length, 100)
+        const instants = (yield* provider.sent).map(({ at }) => at)
+        for (const from of instants) {
+          // Whenever the provider's window begins.
+          assert.isAtMost(instants.filter((at) => at >= from && at < from + 60_000).length, 10)
+        }
+        // Each slot is taken again at the very instant it is free.
+        assert.deepStrictEqual([...new Set(instants)], Array.from({ length: 10 }, (_, i) => i * 60_700))
+      }),
+    { timeout: 30_000 }
+  )
+
+  test("keys of one group share it; another group is not held up", () =>
+    Effect.gen(function*() {
+      const limits = { requestsPerMinute: 2 }
+      const provider = yield* upstream()
+      const pool = yield* KeyPool.make({
+        keys: keys("abc", {
+          a: { quotaGroup: "g", limits },
+          b: { quotaGroup: "g", limits: { requestsPerMinute: 3 } },
+          c: { quotaGroup: "h", limits }
+        }),
+        ...plain,
+        maxWait: 0
+      })
+      const send = Effect.option(pool.run(provider.send))
+      yield* Effect.replicateEffect(send, 20)
+      const labels = (yield* provider.sent).map(({ label }) => label)
+      assert.strictEqual(labels.filter((label) => label !== "c").length, 2)
+      assert.strictEqual(labels.filter((label) => label === "c").length, 2)
+      const { closed, limits: left } = yield* keyOf(pool, "b")
+      assert.deepStrictEqual(closed, { gate: "limit", until: (yield* Clock.currentTimeMillis) + 60_000 })
+      assert.deepStrictEqual(left, [
+        { source: "declared", unit: "requests", limit: 2, windowMillis: 60_000, remaining: 0 }
+      ])
+      yield* TestClock.adjust("1 minute")
+      assert.strictEqual((yield* keyOf(pool, "b")).closed, undefined)
+    }))
+
+  test("tokens: a large request at the head is not passed by small ones behind it", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream()
+      const pool = yield* KeyPool.make({
+        keys: keys("a", { a: { limits: { tokensPerMinute: 1_000 } } }),
+        ...patient
+      })
+      const send = (model: string, input: number) => pool.run(provider.send, { model, tokens: { input, maxOutput: 0 } })
+      yield* send("first", 600)
+      const large = yield* Effect.fork(send("large", 900))
+      yield* calm
+      const small = yield* Effect.fork(send("small", 100))
+      yield* calm
+      assert.strictEqual((yield* provider.sent).length, 1)
+      yield* TestClock.adjust("1 minute")
+      yield* Fiber.join(large)
+      yield* Fiber.join(small)
+      assert.deepStrictEqual((yield* provider.sent).map(({ model }) => model), ["first", "large", "small"])
+    }))
+
+  test("tokens: what was used counts, not what was estimated", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({
+        keys: keys("a", { a: { limits: { tokensPerMinute: 1_000 } } }),
+        ...plain,
+        maxWait: 0
+      })
+      const run = (used: number, input = 800) =>
+        pool.run((lease) => Effect.sync(() => lease.used({ input: used, output: 0 })), {
+          tokens: { input, maxOutput: 200 }
+        })
+      yield* run(0)
+      yield* run(1)
+      const { limits } = yield* keyOf(pool, "a")
+      assert.strictEqual(limits[0]?.remaining, 999)
+      assert.strictEqual((yield* Effect.flip(run(0, 1_000)))._tag, "AllKeysExhausted")
+    }))
+
+  test("what was not sent is given back, what was sent is not", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({
+        keys: keys("a", { a: { limits: { requestsPerMinute: 5 } } }),
+        ...patient
+      })
+      const left = Effect.map(keyOf(pool, "a"), ({ limits }) => limits[0]?.remaining)
+      const sent = yield* Effect.fork(pool.run(() => Effect.never))
+      yield* calm
+      assert.strictEqual(yield* left, 4)
+      yield* Fiber.interrupt(sent)
+      assert.strictEqual(yield* left, 4)
+      yield* Effect.scoped(pool.lease)
+      assert.strictEqual(yield* left, 3)
+    }))
+
+  test("a wait that would be too long fails at once", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({
+        keys: keys("a", { a: { limits: { requestsPerMinute: 1 } } }),
+        ...plain,
+        budget: "59 seconds"
+      })
+      yield* pool.run(() => Effect.void)
+      const failed = yield* Effect.flip(pool.run(() => Effect.void))
+      if (failed._tag !== "AllKeysExhausted") return assert.fail(failed._tag)
+      assert.deepStrictEqual(failed.reasons.map(({ gate }) => gate), ["limit"])
+      assert.strictEqual(failed.nextAvailableAt, (yield* Clock.currentTimeMillis) + 60_000)
+    }))
+})
+
+describe("A2: announced limits", () => {
+  const said = (remaining: number, resetMillis: number): ReadonlyArray<AnnouncedLimit.Said> => [
+    { name: "requests", limit: 10, remaining, resetMillis }
+  ]
+
+  test("nothing left closes the key for that model until the reset, and not a moment longer", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("ab"), ...patient })
+      const run = (model: string | undefined, limits: ReadonlyArray<AnnouncedLimit.Said> = []) =>
+        pool.run((lease) => Effect.as(Effect.sync(() => lease.announced(limits)), lease.key.label), { model })
+      assert.strictEqual(yield* run("m", said(0, 9_000)), "a")
+      const now = yield* Clock.currentTimeMillis
+      assert.deepStrictEqual((yield* keyOf(pool, "a")).closedModels, [{
+        model: "m",
+        gate: "limit",
+        until: now + 9_000
+      }])
+      assert.strictEqual(yield* run("m"), "b")
+      assert.strictEqual(yield* run("m", said(0, 9_500)), "b")
+      assert.strictEqual(yield* run("other"), "a")
+      const waiting = yield* Effect.fork(Effect.zip(run("m"), Clock.currentTimeMillis))
+      yield* TestClock.adjust(8_999)
+      assert.isNull(waiting.unsafePoll())
+      yield* TestClock.adjust(1)
+      assert.deepStrictEqual(yield* Fiber.join(waiting), ["a", now + 9_000])
+    }))
+
+  test("those that waited are served one by one as a bucket fills", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("a"), ...patient })
+      const run = (limits: ReadonlyArray<AnnouncedLimit.Said>) =>
+        pool.run((lease) => Effect.zipRight(Effect.sync(() => lease.announced(limits)), Clock.currentTimeMillis))
+      // One comes back per second.
+      const began = yield* run(said(9, 1_000))
+      for (let used = 2; used <= 10; used++) yield* run(said(10 - used, used * 1_000))
+      const served = yield* Effect.fork(Effect.all([run([]), run([])], { concurrency: "unbounded" }))
+      yield* TestClock.adjust("10 seconds")
+      assert.deepStrictEqual((yield* Fiber.join(served)).map((at) => at - began), [1_112, 2_223])
+    }))
+})
+
+describe("A3: learned limits", () => {
+  test("after the end of a told wait no herd, and what is measured is the pace", () =>
+    Effect.gen(function*() {
+      // One fits every 2 seconds; refusals tell the wait to the millisecond.
+      let free = 0
+      const provider = yield* upstream(({ at }) => {
+        if (at < free) return bad("RateLimited", { wait: free - at, scope: "key" })
+        free = at + 2_000
+        return ok()
+      })
+      const pool = yield* KeyPool.make({ keys: keys("a"), ...patient, rateLimitRotations: 100, rotations: 100 })
+      const calls = yield* Effect.fork(
+        Effect.all(Array.from({ length: 30 }, () => pool.run(provider.send)), { concurrency: "unbounded" })
+      )
+      yield* TestClock.adjust("5 minutes")
+      yield* Fiber.join(calls)
+      const sent = yield* provider.sent
+      assert.isAtLeast(sent.length, 31)
+      // Those of the first moment, and some while it is learned.
+      assert.isAtMost(sent.length, 30 + 29 + 6)
+    }))
+
+  test("refusals of tokens, and of a key within its group, teach nothing of requests", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({
+        keys: keys("ab", { a: { quotaGroup: "g" }, b: { quotaGroup: "g" } }),
+        ...patient
+      })
+      const now = yield* Clock.currentTimeMillis
+      yield* report(pool, "a", Outcome.fault(Fault.make("RateLimited", { wait: "2 seconds", unit: "tokens" })))
+      assert.deepStrictEqual((yield* keyOf(pool, "b")).closed, {
+        gate: "cooldown",
+        fault: "RateLimited",
+        until: now + 2_020
+      })
+      yield* TestClock.adjust(2_020)
+      for (let i = 0; i < 5; i++) yield* Effect.fork(pool.run(() => Effect.never))
+      yield* calm
+      assert.strictEqual((yield* pool.snapshot).inFlight, 5)
+    }))
+})

@@ -1,0 +1,366 @@
+import { describe, expect, it } from "@effect/vitest"
+import * as FastCheck from "effect/FastCheck"
+import * as DeclaredLimit from "../src/DeclaredLimit.js"
+import * as RateLimit from "../src/RateLimit.js"
+import { bucket, fixedWindow, type Provider, seeded, simulate, slidingWindow } from "./support/limited.js"
+
+const declared = (limits: Parameters<typeof RateLimit.declare>[1][number]): RateLimit.RateLimit => {
+  const made = RateLimit.declare(undefined, [limits])
+  if (made === undefined) throw new Error("nothing is declared")
+  return made
+}
+
+/** Leases, if it fits. */
+const take = (limits: RateLimit.RateLimit, estimate: RateLimit.Estimate, now: number) =>
+  RateLimit.gate(limits, estimate, now) === undefined ? RateLimit.reserve(limits, estimate, now) : undefined
+
+/** Leases, whether it fits or not. */
+const taken = (limits: RateLimit.RateLimit, estimate: RateLimit.Estimate = {}, now = 0) =>
+  RateLimit.reserve(limits, estimate, now)
+
+const until = (limits: RateLimit.RateLimit, now: number, estimate: RateLimit.Estimate = {}) =>
+  RateLimit.gate(limits, estimate, now)?.until
+
+describe("declared limits", () => {
+  it("A1: of 100 at once, 10 per minute let exactly 10 through, and the next one window after the first answer", () => {
+    let limits = declared({ requestsPerMinute: 10 })
+    let passed = 0
+    for (let i = 0; i < 100; i++) {
+      const next = take(limits, {}, 0)
+      if (next === undefined) continue
+      passed++
+      limits = next[0]
+    }
+    expect(passed).toBe(10)
+    // In flight: from when on they count is not known yet.
+    expect(RateLimit.gate(limits, {}, 0)).toEqual({ until: Infinity, earliest: -Infinity, provenance: "measured" })
+    for (let i = 0; i < 10; i++) limits = RateLimit.answered(limits, 700 + i)
+    expect(RateLimit.gate(limits, {}, 800)).toEqual({ until: 60_700, earliest: 60_700, provenance: "measured" })
+    expect(take(limits, {}, 60_699)).toBeUndefined()
+    expect(take(limits, {}, 60_700)).toBeDefined()
+  })
+
+  it("A1: whatever happens, it is as a naive model says, and no provider's window ever holds more", () => {
+    const step = FastCheck.record({ gap: FastCheck.nat(20_000), lasts: FastCheck.nat(30_000), sent: FastCheck.nat(9) })
+    FastCheck.assert(
+      FastCheck.property(
+        FastCheck.integer({ min: 1, max: 12 }),
+        FastCheck.array(step, { maxLength: 120 }),
+        (limit, steps) => {
+          let limits = declared({ requestsPerMinute: limit })
+          /** The naive model: all attempts, with the instants of their lease and their answer. */
+          let attempts: ReadonlyArray<{ readonly from: number; readonly to: number; readonly sent: boolean }> = []
+          let now = 0
+          const answerUpTo = (instant: number) => {
+            const due = attempts.filter(({ from, to }) => from <= instant && to <= instant && to > answeredTo)
+            for (const { sent, to } of [...due].sort((a, b) => a.to - b.to)) {
+              limits = sent
+                ? RateLimit.answered(limits, to)
+                : RateLimit.returned(limits, { input: 0, output: 0, leased: limits.leased })
+            }
+            answeredTo = instant
+          }
+          let answeredTo = -1
+          for (const { gap, lasts, sent } of steps) {
+            now += gap
+            answerUpTo(now)
+            const counted = attempts.filter((a) => a.to > now || (a.sent && a.to + 60_000 > now)).length
+            const next = take(limits, {}, now)
+            expect(next !== undefined).toBe(counted < limit)
+            if (next === undefined) continue
+            limits = next[0]
+            attempts = [...attempts, { from: now, to: now + lasts + 1, sent: sent > 0 }]
+          }
+          // The provider counts at some instant before its answer; take the earliest and the latest.
+          for (const at of ["from", "to"] as const) {
+            const instants = attempts.filter(({ sent }) => sent).map((attempt) => attempt[at])
+            for (const start of instants) {
+              expect(instants.filter((i) => i >= start && i < start + 60_000).length).toBeLessThanOrEqual(limit)
+            }
+          }
+        }
+      )
+    )
+  })
+
+  it("A1: a large limit keeps few instants, and none is free too early", () => {
+    let limit = DeclaredLimit.make("requests", 5_000, 60_000)
+    const answers: Array<number> = []
+    const random = seeded(7)
+    let now = 0
+    let refusals = 0
+    for (let i = 0; i < 12_000; i++) {
+      now += Math.floor(random() * 15)
+      const naive = answers.filter((at) => at + 60_000 > now).length
+      if (DeclaredLimit.gate(limit, 1, now) === undefined) {
+        expect(naive).toBeLessThan(5_000)
+        limit = DeclaredLimit.count(DeclaredLimit.hold(limit, 1), 1, 1, now)
+        answers.push(now)
+        if (answers.length > 6_000) answers.shift()
+      } else {
+        refusals++
+        // Later than need be by the width of one cell at most.
+        expect(answers.filter((at) => at + 60_000 > now - 235).length).toBeGreaterThanOrEqual(5_000)
+      }
+      expect(limit.log.size).toBeLessThanOrEqual(300)
+    }
+    expect(refusals).toBeGreaterThan(0)
+  })
+
+  it("A1: at any provider of such a limit, nobody is refused", () => {
+    const providers: ReadonlyArray<(seed: number) => Provider> = [
+      (seed) => fixedWindow(30, seeded(seed)() * 60_000),
+      () => slidingWindow(30)
+    ]
+    for (const provider of providers) {
+      for (let seed = 1; seed <= 5; seed++) {
+        const report = simulate({
+          providers: [provider(seed), provider(seed + 100)],
+          limits: declared({ requestsPerMinute: 30 }),
+          announces: false,
+          tells: "millis",
+          perMinute: 75,
+          seconds: 240,
+          seed
+        })
+        expect(report.refused).toBe(0)
+        expect(report.offered).toBeGreaterThan(250)
+      }
+    }
+  })
+
+  it("A1: tokens are reserved by estimate, settled by usage, and returned only if unsent", () => {
+    const limits = declared({ tokensPerMinute: 1_000 })
+    const [first, reservation] = taken(limits, { input: 400, maxOutput: 300 })
+    expect(reservation).toMatchObject({ input: 400, output: 300 })
+    expect(take(first, { input: 300, maxOutput: 1 }, 0)).toBeUndefined()
+    expect(take(first, { input: 300, maxOutput: 0 }, 0)).toBeDefined()
+    // It used less: the rest is there at once, what it used one window after its end.
+    const settled = RateLimit.spent(RateLimit.answered(first, 100), reservation, { input: 400, output: 50 }, 5_000)
+    expect(until(settled, 5_000, { input: 550, maxOutput: 0 })).toBeUndefined()
+    expect(until(settled, 5_000, { input: 551, maxOutput: 0 })).toBe(65_000)
+    // Nobody says what it used: the estimate stands.
+    const unknown = RateLimit.spent(first, reservation, undefined, 5_000)
+    expect(until(unknown, 5_000, { input: 301, maxOutput: 0 })).toBe(65_000)
+    expect(until(RateLimit.returned(first, reservation), 0, { input: 1_000, maxOutput: 0 })).toBeUndefined()
+  })
+
+  it("A1: what is more than the limit passes when nothing is taken", () => {
+    const limits = declared({ tokensPerMinute: 1_000 })
+    const huge = { input: 5_000, maxOutput: 0 }
+    expect(until(limits, 0, huge)).toBeUndefined()
+    const [one, reservation] = taken(limits, { input: 1, maxOutput: 0 })
+    const settled = RateLimit.spent(one, reservation, undefined, 10)
+    expect(until(settled, 10, huge)).toBe(60_010)
+  })
+
+  it("A1: the output is reserved as such requests put out usually, once that was seen", () => {
+    let limits = declared({ tokensPerMinute: 1e9 })
+    const random = seeded(3)
+    expect(RateLimit.costOf(limits, { input: 1, maxOutput: 4_000 }).output).toBe(4_000)
+    for (let i = 0; i < 2_000; i++) {
+      const [next, reservation] = taken(limits, { input: 1 }, i)
+      limits = RateLimit.spent(next, reservation, { input: 1, output: Math.floor(random() * 1_000) }, i)
+    }
+    const { output } = RateLimit.costOf(limits, { input: 1, maxOutput: 4_000 })
+    expect(output).toBeGreaterThan(880)
+    expect(output).toBeLessThan(1_010)
+    expect(RateLimit.costOf(limits, { input: 1, maxOutput: 20 }).output).toBe(20)
+  })
+
+  it("A1: minute and day bind both, each at the tightest that was declared", () => {
+    const made = RateLimit.declare(undefined, [{ requestsPerMinute: 5, requestsPerDay: 8 }, { requestsPerMinute: 2 }])
+    if (made === undefined) throw new Error("nothing is declared")
+    let limits = made
+    let now = 0
+    let passed = 0
+    for (; now < 300_000; now += 1_000) {
+      const next = take(limits, {}, now)
+      if (next === undefined) continue
+      passed++
+      limits = RateLimit.answered(next[0], now)
+    }
+    expect(passed).toBe(8)
+    expect(until(limits, now)).toBe(86_400_000)
+  })
+})
+
+describe("announced limits", () => {
+  const says = (
+    limits: RateLimit.RateLimit,
+    leased: RateLimit.Totals,
+    remaining: number,
+    resetMillis: number,
+    now: number
+  ) => RateLimit.announced(limits, leased, [{ name: "requests", limit: 100, remaining, resetMillis }], now)
+
+  it("A2: nothing left closes until the reset; what was sent since is subtracted", () => {
+    const [one, first] = taken(RateLimit.empty)
+    const [two, second] = taken(one)
+    const [three] = taken(two)
+    const seen = says(three, first.leased, 3, 10_000, 50)
+    expect(until(seen, 50)).toBeUndefined()
+    expect(until(taken(seen, {}, 60)[0], 60)).toBe(10_050)
+    // The answer to a later request knows of more.
+    const later = says(taken(seen, {}, 60)[0], second.leased, 3, 9_940, 110)
+    expect(until(later, 110)).toBeUndefined()
+    expect(until(says(later, second.leased, 0, 9_900, 150), 150)).toBe(10_050)
+    // The answer to an earlier one knows less.
+    expect(until(says(says(later, second.leased, 0, 9_900, 150), first.leased, 99, 1, 160), 160)).toBe(10_050)
+    expect(until(says(later, second.leased, 0, 9_900, 150), 10_050)).toBeUndefined()
+  })
+
+  it("A2: after its reset a window holds what it holds, though nobody says so", () => {
+    const [one, first] = taken(RateLimit.empty)
+    let limits = says(one, first.leased, 0, 10_000, 0)
+    for (let i = 0; i < 100; i++) {
+      expect(until(limits, 10_000)).toBeUndefined()
+      limits = taken(limits, {}, 10_000)[0]
+    }
+    expect(until(limits, 10_000)).toBe(20_000)
+  })
+
+  it("A2: a bucket is told from a window by its reset, and opens for one as soon as one fits", () => {
+    const ask = bucket(120, 20)
+    let limits = RateLimit.empty
+    let passed = 0
+    let waits: ReadonlyArray<number> = []
+    for (let now = 0; now < 20_000; now += 100) {
+      const next = take(limits, {}, now)
+      if (next === undefined) {
+        waits = [...waits, (until(limits, now) ?? now) - now]
+        continue
+      }
+      passed++
+      const answer = ask(now)
+      expect(answer.ok).toBe(true)
+      limits = RateLimit.announced(next[0], next[1].leased, [{ name: "requests", ...answer }], now)
+    }
+    // 20 at first, and 2 per second.
+    expect(passed).toBeGreaterThan(55)
+    expect(waits.length).toBeGreaterThan(0)
+    expect(Math.max(...waits)).toBeLessThan(700)
+  })
+
+  it("A2: windows and buckets that announce themselves are used up, and nobody is refused", () => {
+    const all: ReadonlyArray<readonly [Provider, Provider]> = [
+      [fixedWindow(60, 13_000), fixedWindow(60, 41_000)],
+      [bucket(60, 15), bucket(60, 15)]
+    ]
+    for (const providers of all) {
+      const report = simulate({
+        providers,
+        limits: RateLimit.empty,
+        announces: true,
+        tells: "millis",
+        perMinute: 140,
+        seconds: 120,
+        seed: 5
+      })
+      expect(report.refused).toBe(0)
+      expect(report.inTime).toBe(report.offered)
+    }
+  })
+
+  it("A2: a limit of tokens counts tokens, of input or of output where it says so", () => {
+    const [one, first] = taken(RateLimit.empty)
+    const said = (name: string) =>
+      RateLimit.announced(one, first.leased, [{ name, limit: 1_000, remaining: 100, resetMillis: 5_000 }], 0)
+    const request = { input: 90, maxOutput: 20 }
+    expect(until(said("tokens"), 0, request)).toBe(5_000)
+    expect(until(said("input-tokens"), 0, request)).toBeUndefined()
+    expect(until(said("input-tokens"), 0, { input: 101, maxOutput: 0 })).toBe(5_000)
+    expect(until(said("output-tokens"), 0, request)).toBeUndefined()
+    expect(until(said("output-tokens"), 0, { input: 0, maxOutput: 101 })).toBe(5_000)
+    expect(until(said("tokens_usage_based"), 0, request)).toBe(5_000)
+    expect(until(said("images"), 0, request)).toBeUndefined()
+  })
+})
+
+describe("learned limits", () => {
+  const phases = [7_000, 19_000, 33_000, 46_000, 58_000]
+  const kinds: Readonly<Record<string, (rate: number) => ReadonlyArray<Provider>>> = {
+    "fixed windows": (rate) => phases.map((phase) => fixedWindow(rate, phase)),
+    "buckets": (rate) => phases.map(() => bucket(rate, 20)),
+    "buckets from which refusals take": (rate) => phases.map(() => bucket(rate, 20, true))
+  }
+  for (const [name, providers] of Object.entries(kinds)) {
+    for (const tells of ["millis", "seconds"] as const) {
+      it(`A3: ${name} that tell ${tells} are learned with few refusals, and used up`, () => {
+        for (let seed = 1; seed <= 3; seed++) {
+          const report = simulate({
+            providers: providers(120),
+            limits: RateLimit.empty,
+            announces: false,
+            tells,
+            perMinute: 720,
+            seconds: 150,
+            seed
+          })
+          expect(report.inTime).toBeGreaterThanOrEqual(report.offered * 0.98)
+          expect(report.refused).toBeLessThanOrEqual(report.offered * 0.02 + 5)
+        }
+      })
+    }
+  }
+
+  it("A3: what a window holds is there at once when it begins, and no more until its end", () => {
+    const [one, first] = taken(RateLimit.empty)
+    let limits = RateLimit.refused(one, first.leased, 5_000, 0)
+    // 20 are accepted in 20 seconds, then none for 40.
+    for (let i = 0; i < 20; i++) {
+      const [next, { leased }] = taken(limits, {}, 5_000 + i * 1_000)
+      limits = RateLimit.accepted(next, leased, 5_500 + i * 1_000)
+    }
+    const [last, { leased }] = taken(limits, {}, 25_000)
+    limits = RateLimit.refused(last, leased, 39_999, 25_001)
+    expect(until(limits, 64_999)).toBe(65_000)
+    for (let i = 0; i < 20; i++) {
+      expect(until(limits, 65_000)).toBeUndefined()
+      limits = taken(limits, {}, 65_000)[0]
+    }
+    expect(until(limits, 65_000)).toBe(125_000)
+  })
+
+  it("A3: a limit that has grown is found out", () => {
+    const [small, large] = [bucket(60, 5), bucket(240, 5)]
+    const ask: Provider = (now) => now < 120_000 ? small(now) : large(now)
+    const report = simulate({
+      providers: [ask],
+      limits: RateLimit.empty,
+      announces: false,
+      tells: "millis",
+      perMinute: 90,
+      seconds: 400,
+      seed: 1
+    })
+    expect(report.inTime).toBeGreaterThan(report.offered * 0.75)
+    expect(report.refused).toBeLessThanOrEqual(report.offered * 0.02 + 1)
+  })
+
+  it("A3: after ten minutes without use it is forgotten", () => {
+    const [one, first] = taken(RateLimit.empty)
+    const limits = RateLimit.refused(one, first.leased, 5_000, 0)
+    expect(until(limits, 4_999)).toBe(5_000)
+    // Two at once, and the next one after a second, or when one was accepted.
+    const [two] = taken(taken(limits, {}, 5_000)[0], {}, 5_000)
+    expect(until(two, 5_000)).toBe(6_000)
+    expect(until(two, 605_000)).toBeUndefined()
+    let later = two
+    for (let i = 0; i < 10; i++) {
+      expect(until(later, 605_000)).toBeUndefined()
+      later = taken(later, {}, 605_000)[0]
+    }
+    expect(RateLimit.isIdle(two, 604_999)).toBe(false)
+    expect(RateLimit.isIdle(two, 605_000)).toBe(true)
+  })
+
+  it("A3: refusals of requests that were sent before the first one came back are old news", () => {
+    const [one, first] = taken(RateLimit.empty)
+    const [two, second] = taken(one)
+    const limits = RateLimit.refused(RateLimit.refused(two, first.leased, 3_000, 100), second.leased, 2_000, 120)
+    expect(until(limits, 200)).toBe(3_100)
+    expect(limits.learned?.measured).toBeUndefined()
+    expect(until(RateLimit.refused(limits, second.leased, 9_000, 130), 200)).toBe(9_130)
+  })
+})
