@@ -641,6 +641,42 @@ describe("state", () => {
     assert.strictEqual(await keysAsked(fake), "abbb")
   })
 
+  plain("P2: a layer that takes too long for the first calls serves the later ones", {}, async (fake) => {
+    let open = () => {}
+    const gate = new Promise<void>((resolve) => {
+      open = resolve
+    })
+    const saved: Array<string> = []
+    const store = { ...PoolStore.none, save: (pool: string) => Effect.sync(() => void saved.push(pool)) }
+    const state = Layer.effect(PoolStore.PoolStore, Effect.as(Effect.promise(() => gate), store))
+    const client = createKeymesh({ ...inOrder, state, baseUrl: fake.baseUrl })
+    const degraded = new Promise<void>((resolve) => client.on("store.degraded", () => resolve()))
+    await Promise.all([ask(client), degraded])
+    open()
+    await client.close()
+    assert.deepStrictEqual(saved, ["openai"])
+  })
+
+  plain("P2: a layer that failed is built again, and is there until the last save", {}, async (fake) => {
+    const log: Array<string> = []
+    const made = Effect.gen(function*() {
+      yield* Effect.acquireRelease(
+        Effect.sync(() => log.push("acquired")),
+        () => Effect.sync(() => log.push("released"))
+      )
+      if (log.length === 1) return yield* Effect.fail("not yet")
+      return { ...PoolStore.none, save: () => Effect.sync(() => void log.push("saved")) }
+    })
+    const client = createKeymesh({
+      ...inOrder,
+      state: Layer.scoped(PoolStore.PoolStore, made),
+      baseUrl: fake.baseUrl
+    })
+    await ask(client)
+    await client.close()
+    assert.deepStrictEqual(log, ["acquired", "released", "acquired", "saved", "released"])
+  })
+
   plain("\"memory\", the default, keeps nothing", revoked, async (fake) => {
     for (const state of ["memory", undefined] as const) {
       const client = createKeymesh({ ...inOrder, state, baseUrl: fake.baseUrl })
