@@ -476,6 +476,25 @@ describe("settings", () => {
     assert.strictEqual(three.inspect().pool, "groq")
   })
 
+  it("the http adapter sends streams and bytes as they are", async () => {
+    const seen: Array<string> = []
+    const client = createKeymesh({
+      provider: httpAdapter({
+        baseUrl: "https://a.example",
+        fetch: async (input, init) => {
+          seen.push(await new Request(input, init).text())
+          return Response.json({})
+        }
+      }),
+      keys: [a]
+    })
+    const bytes = new TextEncoder().encode("bytes...")
+    await client.post("x", new Blob([bytes]).stream())
+    await client.post("x", new DataView(bytes.buffer))
+    assert.deepStrictEqual(seen, ["bytes...", "bytes..."])
+    await client.close()
+  })
+
   plain("the http adapter's timeoutMs bounds each attempt", { keys: { [a]: { hang: true } } }, async (fake) => {
     const client = createKeymesh({
       provider: httpAdapter({ baseUrl: fake.baseUrl, timeoutMs: 1_000 }),
@@ -532,6 +551,13 @@ describe("settings", () => {
     ],
     ["providerOptions", { provider: httpAdapter({ baseUrl: "https://a.example" }), providerOptions: {} }],
     ["provider.timeoutMs", { provider: httpAdapter({ baseUrl: "https://a.example", timeoutMs: -1 }) }],
+    ["provider.timeoutMs", { provider: httpAdapter({ baseUrl: "https://a.example", timeoutMs: 2 ** 31 }) }],
+    ["providerOptions", { providerOptions: null }],
+    ["providerOptions", { providerOptions: 5 }],
+    ["providerOptions.httpOptions", { provider: geminiAdapter, providerOptions: { httpOptions: null } }],
+    ["hold.evnts", { hold: { evnts: 1 } }],
+    ["hold.millis", { hold: { millis: NaN } }],
+    ["hold.bytes", { provider: httpAdapter({ baseUrl: "https://a.example", hold: { bytes: -1 } }) }],
     ["provider.authHeader", {
       provider: httpAdapter({ baseUrl: "https://a.example", auth: "bearer", authHeader: () => ({}) })
     }],
@@ -675,6 +701,20 @@ describe("state", () => {
     await ask(client)
     await client.close()
     assert.deepStrictEqual(log, ["acquired", "released", "acquired", "saved", "released"])
+  })
+
+  it("K1: a key that the provider gives as the id of something stored is not saved", async () => {
+    const saved: Array<string> = []
+    const client = createKeymesh({
+      provider: openaiAdapter,
+      keys: [a],
+      state: { load: () => null, save: (_: string, record: unknown) => saved.push(JSON.stringify(record)) },
+      fetch: () => Promise.resolve(Response.json({ id: a, object: "batch", output_file_id: "file-out" }))
+    })
+    await client.batches.retrieve("batch-one")
+    await client.close()
+    assert.include(saved.at(-1), "file-out")
+    assert.notInclude(saved.join(), a)
   })
 
   plain("\"memory\", the default, keeps nothing", revoked, async (fake) => {
