@@ -552,6 +552,9 @@ describe("settings", () => {
     ["providerOptions", { provider: httpAdapter({ baseUrl: "https://a.example" }), providerOptions: {} }],
     ["provider.timeoutMs", { provider: httpAdapter({ baseUrl: "https://a.example", timeoutMs: -1 }) }],
     ["provider.timeoutMs", { provider: httpAdapter({ baseUrl: "https://a.example", timeoutMs: 2 ** 31 }) }],
+    ["provider.defaultHeaders", {
+      provider: httpAdapter({ baseUrl: "https://a.example", defaultHeaders: { "no name": "x" } })
+    }],
     ["providerOptions", { providerOptions: null }],
     ["providerOptions", { providerOptions: 5 }],
     ["providerOptions.httpOptions", { provider: geminiAdapter, providerOptions: { httpOptions: null } }],

@@ -10,6 +10,7 @@ import * as Config from "effect/Config"
 import type { ConfigError } from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
@@ -311,6 +312,11 @@ export const adapter = (options: AdapterOptions): Adapter.Adapter<RestClient.Res
       if ((yield* Checks.integer(timeoutMs, "provider.timeoutMs")) > PoolSettings.longestTimer) {
         return yield* Checks.refuse("provider.timeoutMs", "must be at most 24.8 days")
       }
+      yield* Either.mapLeft(
+        Either.try(() => new Headers(defaultHeaders)),
+        () =>
+          new ConfigurationError({ field: "provider.defaultHeaders", problem: "must be names and values of headers" })
+      )
       const statuses = yield* Adapter.failoverStatuses(extraTransientStatuses, "provider.extraTransientStatuses")
       const transport = api.fetch ?? ((input, init) => globalThis.fetch(input, init))
       const service = yield* make({
