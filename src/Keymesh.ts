@@ -118,7 +118,7 @@ export const createKeymesh = <Client extends object, Own>(
 
 /**
  * Runs a function with settings for the calls that it makes, with any client of this library: `deadline`, `budget`,
- * `maxWait`, `model`, `replayable`. Only where the platform has asynchronous contexts (Node.js, Deno, Bun). Throws a
+ * `maxWait`, `model`, `replayable`, `affinity`. Only where the platform has asynchronous contexts (Node.js, Deno, Bun). Throws a
  * `ConfigurationError` when a setting cannot be used.
  *
  * @example

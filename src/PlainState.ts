@@ -6,7 +6,11 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
@@ -110,16 +114,30 @@ const unreachable = (cause: unknown): PoolStore.StoreError =>
     ? cause
     : new PoolStore.StoreError({ problem: "unreachable", detail: "it failed", cause })
 
-/** Built once, when the pool first asks for it: building may take its time. */
+/**
+ * Built when the pool first asks for it, however long that takes; once more, when it failed. It is given up after what
+ * is done at the pool's end: its place among the finalizers is taken here.
+ */
 const ofLayer = (layer: Layer.Layer<PoolStore.PoolStore, unknown>) =>
   Effect.gen(function*() {
-    const scope = yield* Effect.scope
-    const built = yield* Effect.cached(
-      Effect.mapBoth(Layer.buildWithScope(layer, scope), {
-        onFailure: unreachable,
-        onSuccess: (context) => Context.get(context, PoolStore.PoolStore)
-      })
-    )
+    const scope = yield* Effect.flatMap(Effect.scope, (outer) => Scope.fork(outer, ExecutionStrategy.sequential))
+    const building = MutableRef.make<Fiber.RuntimeFiber<PoolStore.Service, PoolStore.StoreError> | undefined>(undefined)
+    const build = Effect.gen(function*() {
+      const own = yield* Scope.fork(scope, ExecutionStrategy.sequential)
+      const context = yield* Layer.buildWithScope(layer, own).pipe(
+        Effect.onError((cause) => Scope.close(own, Exit.failCause(cause)))
+      )
+      return Context.get(context, PoolStore.PoolStore)
+    }).pipe(Effect.mapError(unreachable))
+    // Whoever waits for it may leave: the building goes on.
+    const built = Effect.gen(function*() {
+      const fiber = MutableRef.get(building) ?? (yield* Effect.forkIn(build, scope))
+      MutableRef.set(building, fiber)
+      return yield* Effect.onError(Fiber.join(fiber), () =>
+        Effect.sync(() => {
+          if (fiber.unsafePoll() !== null) MutableRef.set(building, undefined)
+        }))
+    })
     const store: PoolStore.Service = {
       load: (pool) => Effect.flatMap(built, (store) => store.load(pool)),
       save: (pool, record) => Effect.flatMap(built, (store) => store.save(pool, record))

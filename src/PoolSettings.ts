@@ -215,7 +215,13 @@ export const deadline = (value: unknown, path: string): Checks.Checked<number | 
       ? Checks.refuse(path, "must be at most 24.8 days, or Infinity for none")
       : Either.right(millis))
 
-const longestTimer = 2 ** 31 - 1
+/**
+ * The longest timer that platforms have, in milliseconds; a longer one would go off at once.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const longestTimer = 2 ** 31 - 1
 
 /** What never, or always at once, would switch off a rule of the pool: there must be some time, and an end to it. */
 const pause = (value: unknown, path: string): Checks.Checked<number> =>

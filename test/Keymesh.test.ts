@@ -476,6 +476,25 @@ describe("settings", () => {
     assert.strictEqual(three.inspect().pool, "groq")
   })
 
+  it("the http adapter sends streams and bytes as they are", async () => {
+    const seen: Array<string> = []
+    const client = createKeymesh({
+      provider: httpAdapter({
+        baseUrl: "https://a.example",
+        fetch: async (input, init) => {
+          seen.push(await new Request(input, init).text())
+          return Response.json({})
+        }
+      }),
+      keys: [a]
+    })
+    const bytes = new TextEncoder().encode("bytes...")
+    await client.post("x", new Blob([bytes]).stream())
+    await client.post("x", new DataView(bytes.buffer))
+    assert.deepStrictEqual(seen, ["bytes...", "bytes..."])
+    await client.close()
+  })
+
   plain("the http adapter's timeoutMs bounds each attempt", { keys: { [a]: { hang: true } } }, async (fake) => {
     const client = createKeymesh({
       provider: httpAdapter({ baseUrl: fake.baseUrl, timeoutMs: 1_000 }),
@@ -532,6 +551,16 @@ describe("settings", () => {
     ],
     ["providerOptions", { provider: httpAdapter({ baseUrl: "https://a.example" }), providerOptions: {} }],
     ["provider.timeoutMs", { provider: httpAdapter({ baseUrl: "https://a.example", timeoutMs: -1 }) }],
+    ["provider.timeoutMs", { provider: httpAdapter({ baseUrl: "https://a.example", timeoutMs: 2 ** 31 }) }],
+    ["provider.defaultHeaders", {
+      provider: httpAdapter({ baseUrl: "https://a.example", defaultHeaders: { "no name": "x" } })
+    }],
+    ["providerOptions", { providerOptions: null }],
+    ["providerOptions", { providerOptions: 5 }],
+    ["providerOptions.httpOptions", { provider: geminiAdapter, providerOptions: { httpOptions: null } }],
+    ["hold.evnts", { hold: { evnts: 1 } }],
+    ["hold.millis", { hold: { millis: NaN } }],
+    ["hold.bytes", { provider: httpAdapter({ baseUrl: "https://a.example", hold: { bytes: -1 } }) }],
     ["provider.authHeader", {
       provider: httpAdapter({ baseUrl: "https://a.example", auth: "bearer", authHeader: () => ({}) })
     }],
@@ -639,6 +668,56 @@ describe("state", () => {
       await client.close()
     }
     assert.strictEqual(await keysAsked(fake), "abbb")
+  })
+
+  plain("P2: a layer that takes too long for the first calls serves the later ones", {}, async (fake) => {
+    let open = () => {}
+    const gate = new Promise<void>((resolve) => {
+      open = resolve
+    })
+    const saved: Array<string> = []
+    const store = { ...PoolStore.none, save: (pool: string) => Effect.sync(() => void saved.push(pool)) }
+    const state = Layer.effect(PoolStore.PoolStore, Effect.as(Effect.promise(() => gate), store))
+    const client = createKeymesh({ ...inOrder, state, baseUrl: fake.baseUrl })
+    const degraded = new Promise<void>((resolve) => client.on("store.degraded", () => resolve()))
+    await Promise.all([ask(client), degraded])
+    open()
+    await client.close()
+    assert.deepStrictEqual(saved, ["openai"])
+  })
+
+  plain("P2: a layer that failed is built again, and is there until the last save", {}, async (fake) => {
+    const log: Array<string> = []
+    const made = Effect.gen(function*() {
+      yield* Effect.acquireRelease(
+        Effect.sync(() => log.push("acquired")),
+        () => Effect.sync(() => log.push("released"))
+      )
+      if (log.length === 1) return yield* Effect.fail("not yet")
+      return { ...PoolStore.none, save: () => Effect.sync(() => void log.push("saved")) }
+    })
+    const client = createKeymesh({
+      ...inOrder,
+      state: Layer.scoped(PoolStore.PoolStore, made),
+      baseUrl: fake.baseUrl
+    })
+    await ask(client)
+    await client.close()
+    assert.deepStrictEqual(log, ["acquired", "released", "acquired", "saved", "released"])
+  })
+
+  it("K1: a key that the provider gives as the id of something stored is not saved", async () => {
+    const saved: Array<string> = []
+    const client = createKeymesh({
+      provider: openaiAdapter,
+      keys: [a],
+      state: { load: () => null, save: (_: string, record: unknown) => saved.push(JSON.stringify(record)) },
+      fetch: () => Promise.resolve(Response.json({ id: a, object: "batch", output_file_id: "file-out" }))
+    })
+    await client.batches.retrieve("batch-one")
+    await client.close()
+    assert.include(saved.at(-1), "file-out")
+    assert.notInclude(saved.join(), a)
   })
 
   plain("\"memory\", the default, keeps nothing", revoked, async (fake) => {

@@ -14,6 +14,7 @@ import * as MonotonicTime from "../MonotonicTime.js"
 import * as Outcome from "../Outcome.js"
 import type { Provider, RequestFacts } from "../providers/Provider.js"
 import * as Classifier from "./Classifier.js"
+import * as ErrorBody from "./ErrorBody.js"
 import * as EventBody from "./EventBody.js"
 import * as PlainBody from "./PlainBody.js"
 import * as Scrub from "./Scrub.js"
@@ -136,55 +137,80 @@ export const attempt = (
   Effect.suspend(() => {
     const secret = Redacted.value(lease.key.secret)
     const controller = new AbortController()
-    return Effect.matchEffect(send(environment, request, lease, secret, controller.signal), {
-      onFailure: noAnswer(secret),
-      onSuccess: (response) => read(environment, request, lease, secret, response, controller)
-    }).pipe(Effect.onInterrupt(() => Effect.sync(() => controller.abort())))
+    return Effect.try({
+      try: () => signed(environment, request, lease, secret),
+      // Credentials may be made by a function of the caller's. Nothing was sent, so nothing is known of the key.
+      catch: (error) => new NoAnswer({ fault: undefined, error: Scrub.error(secret)(error) })
+    }).pipe(
+      Effect.flatMap((target) =>
+        Effect.matchEffect(send(environment.transport, target, request.init(), controller.signal), {
+          onFailure: noAnswer(secret),
+          onSuccess: (response) => read(environment, request, lease, secret, response, controller)
+        })
+      ),
+      Effect.onInterrupt(() => Effect.sync(() => controller.abort()))
+    )
   })
 
 // ------------------------------------------------------------------------------------------------------------ request
 
-const send = (
-  { baseUrl, provider, transport }: Environment,
+/** Where a request goes with a key, and what authenticates it there. */
+interface Signed {
+  readonly url: URL
+  readonly headers: Headers
+  readonly query: Readonly<Record<string, string>>
+  /** Every parameter of the query that may carry a credential. */
+  readonly params: ReadonlyArray<string>
+}
+
+const signed = (
+  { baseUrl, provider }: Environment,
   request: PooledRequest,
   { key }: KeyPool.Lease,
-  secret: string,
-  signal: AbortSignal
-): Effect.Effect<Response, unknown> => {
-  const credentials = provider.credentials(secret, request.headers)
+  secret: string
+): Signed => {
+  const { headers: own = {}, query = {} } = provider.credentials(secret, request.headers)
   const headers = new Headers(request.headers)
   for (const name of provider.credentialHeaders) headers.delete(name)
-  for (const [name, value] of Object.entries(key.headers)) headers.set(name, value)
-  for (const [name, value] of Object.entries(credentials.headers ?? {})) headers.set(name, value)
+  for (const [name, value] of [...Object.entries(key.headers), ...Object.entries(own)]) headers.set(name, value)
+  const url = key.baseUrl === undefined ? request.url : moved(request.url, baseUrl, new URL(key.baseUrl))
+  return { url, headers, query, params: provider.credentialParams ?? [] }
+}
+
+const send = (
+  transport: Transport,
+  { headers, params, query, url }: Signed,
+  init: RequestInit,
+  signal: AbortSignal
+): Effect.Effect<Response, unknown> => {
   const keyed = (url: URL): URL => {
-    const target = withoutParams(url, provider.credentialParams)
-    const query = Object.entries(credentials.query ?? {})
-    if (query.length === 0) return target
+    const target = withoutParams(url, params)
+    const own = Object.entries(query)
+    if (own.length === 0) return target
     const withKey = new URL(target)
-    for (const [name, value] of query) withKey.searchParams.set(name, value)
+    for (const [name, value] of own) withKey.searchParams.set(name, value)
     return withKey
   }
-  const url = key.baseUrl === undefined ? request.url : moved(request.url, baseUrl, new URL(key.baseUrl))
-  const go = (url: URL, init: RequestInit, redirects: number): Effect.Effect<Response, unknown> =>
+  const go = (hop: Hop, redirects: number): Effect.Effect<Response, unknown> =>
     Effect.flatMap(
       Effect.tryPromise({
-        try: () => transport(keyed(url).href, { ...init, headers, signal, redirect: "manual" }),
+        try: () => transport(keyed(hop.url).href, { ...hop.init, headers: hop.headers, signal, redirect: "manual" }),
         catch: (error) => error
       }),
       (response) => {
-        const next = redirectOf(response, url, init)
+        const next = redirectOf(response, hop)
         // Elsewhere the answer is handed on as it is: credentials go to the provider's own origin only.
         if (next === undefined || redirects === 0) {
-          return Effect.succeed(withAddress(response, Object.keys(credentials.query ?? {})))
+          return Effect.succeed(withAddress(response, Object.keys(query)))
         }
-        return Effect.zipRight(discard(response), Effect.suspend(() => go(next.url, next.init, redirects - 1)))
+        return Effect.zipRight(discard(response), Effect.suspend(() => go(next, redirects - 1)))
       }
     )
-  return Effect.suspend(() => go(url, request.init(), 5))
+  return go({ url, init, headers }, 5)
 }
 
 /** The same address without these parameters; the same value, if it has none of them. */
-const withoutParams = (url: URL, names: ReadonlyArray<string> = []): URL => {
+const withoutParams = (url: URL, names: ReadonlyArray<string>): URL => {
   if (!names.some((name) => url.searchParams.has(name))) return url
   const plain = new URL(url)
   for (const name of names) plain.searchParams.delete(name)
@@ -198,22 +224,34 @@ const withAddress = (response: Response, params: ReadonlyArray<string>): Respons
   return Object.defineProperty(response, "url", { value: href, configurable: true })
 }
 
+/**
+ * The path of an address below a base; all of it, if it is not below.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const pathBelow = (base: URL, { pathname }: URL): string => {
+  const above = base.pathname.replace(/\/+$/, "")
+  return pathname.startsWith(`${above}/`) ? pathname.slice(above.length) : pathname
+}
+
 /** The same address, below another base. */
 const moved = (url: URL, from: URL, to: URL): URL => {
-  const base = from.pathname.replace(/\/+$/, "")
-  const path = url.pathname.startsWith(base) ? url.pathname.slice(base.length) : url.pathname
   const target = new URL(to.href)
-  target.pathname = to.pathname.replace(/\/+$/, "") + path
+  target.pathname = to.pathname.replace(/\/+$/, "") + pathBelow(from, url)
   target.search = url.search
   return target
 }
 
-/** Where a redirect within the origin leads, and how the request goes on. */
-const redirectOf = (
-  response: Response,
-  from: URL,
-  init: RequestInit
-): { readonly url: URL; readonly init: RequestInit } | undefined => {
+/** A request on its way, as redirects may change it. */
+interface Hop {
+  readonly url: URL
+  readonly init: RequestInit
+  readonly headers: Headers
+}
+
+/** Where a redirect within the origin leads, and how the request goes on: as `fetch` does it. */
+const redirectOf = (response: Response, { headers, init, url: from }: Hop): Hop | undefined => {
   const { status } = response
   if (status !== 301 && status !== 302 && status !== 303 && status !== 307 && status !== 308) return undefined
   const location = response.headers.get("location")
@@ -221,10 +259,15 @@ const redirectOf = (
   const url = new URL(location, from)
   if (url.origin !== from.origin) return undefined
   const method = (init.method ?? "GET").toUpperCase()
-  if (status === 307 || status === 308 || method === "GET" || method === "HEAD") return { url, init }
+  const isGet = status === 303 ? method !== "HEAD" : status < 303 && method === "POST"
+  if (!isGet) return { url, init, headers }
   const { body: _, ...rest } = init
-  return { url, init: { ...rest, method: "GET" } }
+  const bodiless = new Headers(headers)
+  for (const name of ofBody) bodiless.delete(name)
+  return { url, init: { ...rest, method: "GET" }, headers: bodiless }
 }
+
+const ofBody = ["content-encoding", "content-language", "content-length", "content-location", "content-type"]
 
 // ------------------------------------------------------------------------------------------------------------- answer
 
@@ -263,30 +306,38 @@ const answered = (
   response: Response,
   controller: AbortController
 ): Effect.Effect<Answer, NoAnswer> => {
-  const type = response.headers.get("content-type") ?? ""
+  const type = (response.headers.get("content-type") ?? "").toLowerCase()
   if (response.status >= 400) return refusal(environment, secret, response, controller)
   if (response.body !== null && type.includes("text/event-stream")) {
     return stream(environment, request, lease, secret, response, controller)
   }
-  const json = type.includes("json")
-  const learn = learning(environment, request, lease, response)
-  if (json && (request.facts.streaming || environment.provider.dialect.okBody === "peek")) {
-    return Effect.flatMap(
-      Effect.mapError(text(response), noAnswer(secret)),
-      (body) =>
-        Effect.tap(
-          judged(environment, secret, response, body, request.facts.streaming ? "before-content" : undefined),
-          ({ fault }) => fault === undefined ? learn?.(body) ?? Effect.void : Effect.void
-        )
+  // Not lines of JSON: those are a stream.
+  const json = /[/+]json\s*(?:;|$)/.test(type)
+  const learn = learning(environment, request, lease, secret, response)
+  const handedOn = (begun?: PlainBody.Begun): Effect.Effect<Answer> =>
+    Effect.zipRight(
+      // Headers may tell enough.
+      learn?.("") ?? Effect.void,
+      plain(environment, request, lease, secret, response, controller, json ? learn : undefined, begun)
     )
+  if (json && (request.facts.streaming || environment.provider.dialect.okBody === "peek")) {
+    const begun = Effect.tryPromise({
+      try: () => PlainBody.begin(response, ErrorBody.maxParsed),
+      catch: (error) => error
+    })
+    return Effect.flatMap(Effect.mapError(begun, noAnswer(secret)), (begun) => {
+      // No error is as long as that.
+      if (!begun.ended) return handedOn(begun)
+      const body = decoder.decode(joined(begun.chunks))
+      return Effect.tap(
+        judged(environment, secret, response, body, request.facts.streaming ? "before-content" : undefined),
+        ({ fault }) => fault === undefined ? learn?.(body) ?? Effect.void : Effect.void
+      )
+    })
   }
   // To whoever did not ask for redirects to be shown, this is an error too.
   if (response.status >= 300 && response.status !== 304) return refusal(environment, secret, response, controller)
-  return Effect.zipRight(
-    // Headers may tell enough.
-    learn?.("") ?? Effect.void,
-    plain(environment, request, lease, secret, response, controller, json ? learn : undefined)
-  )
+  return handedOn()
 }
 
 /** An answer that belongs to the caller from its headers on. Its lease has ended when its body is read. */
@@ -297,13 +348,15 @@ const plain = (
   secret: string,
   response: Response,
   controller: AbortController,
-  learn: ((text: string) => Effect.Effect<void>) | undefined
+  learn: ((text: string) => Effect.Effect<void>) | undefined,
+  begun: PlainBody.Begun | undefined
 ): Effect.Effect<Answer> =>
   Effect.sync(() => {
     const { fork, onCollected, onLate, onOpened } = environment
     let uncollect = () => {}
     let close = () => {}
-    const unlink = link(request.signal, controller)
+    const headers = Scrub.values(secret)(response.headers)
+    const unlink = link(request.signal, (reason) => controller.abort(reason))
     const ended = () => {
       unlink()
       uncollect()
@@ -312,13 +365,13 @@ const plain = (
     const body = PlainBody.watched(response, secret, {
       broken: (fault, error) => {
         if (controller.signal.aborted) return
-        onLate(fault, response.headers, error)
+        onLate(fault, headers, error)
         fork(lease.commit(Outcome.fault(fault)))
       },
       ended,
       heard: learn === undefined ? undefined : (text) => fork(learn(text))
-    })
-    const answer = withBody(response, Scrub.values(secret)(response.headers), body, secret)
+    }, begun)
+    const answer = withBody(response, headers, body, secret)
     if (body === null) unlink()
     else {
       // Neither of these may hold the body, or it would never be collected.
@@ -333,12 +386,15 @@ const learning = (
   { provider }: Environment,
   { storing }: PooledRequest,
   lease: KeyPool.Lease,
+  secret: string,
   { headers }: Response
 ): ((text: string) => Effect.Effect<void>) | undefined => {
   const { stored } = provider
-  return storing === true && stored !== undefined
-    ? (text) => Effect.suspend(() => lease.remember(stored({ headers, text })))
-    : undefined
+  if (storing !== true || stored === undefined) return undefined
+  const scrub = Scrub.text(secret)
+  // What is remembered is saved: an upstream may echo the key as an id.
+  return (text) =>
+    Effect.suspend(() => lease.remember(stored({ headers, text }).filter((name) => scrub(name) === name)))
 }
 
 const text = (response: Response): Effect.Effect<string, unknown> =>
@@ -434,9 +490,10 @@ const stream = (
           const now = () => MonotonicTime.nowOf(clock)
           const wall = () => clock.unsafeCurrentTimeMillis()
           MutableRef.set(idleSince, now())
-          const unlink = link(request.signal, controller)
           const unwatch = fork(lease.endWhenIdle(() => MutableRef.get(idleSince)))
           let usage: Usage.Usage | undefined
+          const clean = Scrub.values(secret)(response.headers)
+          let unlink = () => {}
           let uncollect = () => {}
           let close = () => {}
           const end = () => {
@@ -450,11 +507,11 @@ const stream = (
             controller.abort(reason)
             end()
           }
-          const learn = learning(environment, request, lease, response)
+          const learn = learning(environment, request, lease, secret, response)
           const body = EventBody.rest(provider, reader, response.headers, opened, secret, wall, {
             late: (fault, error) => {
               if (controller.signal.aborted) return
-              environment.onLate(fault, response.headers, error)
+              environment.onLate(fault, clean, error)
               fork(lease.commit(Outcome.fault(fault)))
             },
             ended: end,
@@ -468,7 +525,9 @@ const stream = (
           // Neither of these may hold the body, or it would never be collected.
           uncollect = onCollected(body, breakOff)
           close = environment.onOpened("stream", breakOff)
-          const headers = new Headers(Scrub.values(secret)(response.headers))
+          // Nobody need read on for the lease to end.
+          unlink = link(request.signal, breakOff)
+          const headers = new Headers(clean)
           headers.set(...environment.mark)
           return { response: withBody(response, headers, body, secret), fault: undefined, holds: true }
         })
@@ -476,13 +535,10 @@ const stream = (
     )
   })
 
-/** Aborts the attempt with the caller's signal, until unlinked. `AbortSignal.any` would leak on Node.js 20. */
-const link = (
-  signal: AbortSignal | undefined,
-  controller: AbortController
-): () => void => {
+/** Calls back when the caller's signal is aborted, until unlinked. `AbortSignal.any` would leak on Node.js 20. */
+const link = (signal: AbortSignal | undefined, aborted: BreakOff): () => void => {
   if (signal === undefined) return () => {}
-  const abort = () => controller.abort(signal.reason)
+  const abort = () => aborted(signal.reason)
   const unlink = () => signal.removeEventListener("abort", abort)
   if (signal.aborted) abort()
   else signal.addEventListener("abort", abort, { once: true })
@@ -503,12 +559,30 @@ const withBody = (
   secret: string
 ): Response => {
   const { status, url } = response
-  const statusText = Scrub.text(secret)(response.statusText)
-  const bare = status === 204 || status === 205 || status === 304
-  const copy = new Response(bare ? null : body, { status, statusText, headers })
+  const copy = madeOf(body, { status, statusText: Scrub.text(secret)(response.statusText), headers })
   // A made-up `Response` has no address; SDKs and their users read it.
   Object.defineProperty(copy, "url", { value: url })
   return copy
+}
+
+/**
+ * A `Response` of any status that a server may send: some have no body, and some no `Response` can be made with.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const madeOf = (
+  body: string | ReadableStream<Uint8Array> | null,
+  { headers, status, statusText = "" }: {
+    readonly status: number
+    readonly statusText?: string
+    readonly headers: Headers
+  }
+): Response => {
+  const bare = status === 204 || status === 205 || status === 304
+  const usual = status >= 200 && status <= 599
+  const made = new Response(bare ? null : body, { status: usual ? status : 599, statusText, headers })
+  return usual ? made : Object.defineProperty(made, "status", { value: status })
 }
 
 const discard = (response: Response): Effect.Effect<void> =>

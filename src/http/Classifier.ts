@@ -321,7 +321,11 @@ const abortNames = /^(?:AbortError|APIUserAbortError|InterruptedException|Reques
 const abortCodes = /^(?:ABORT_ERR|UND_ERR_ABORTED|ERR_CANCELED)$/
 const unsendable =
   /^(?:ERR_INVALID_(?:URL|CHAR|HTTP_TOKEN|ARG_TYPE|ARG_VALUE|PROTOCOL)|UND_ERR_INVALID_ARG|UND_ERR_NOT_SUPPORTED)$/
-const unsendableWords = /failed to parse url|invalid url|unknown scheme|invalid header (?:value|name)|cannot have body/i
+const unsendableWords = new RegExp(
+  "failed to parse url|invalid url|unknown scheme|invalid header (?:value|name)|cannot have body|HTTP method" +
+    "|disturbed or locked|^Request(?:Init| constructor)\\b",
+  "i"
+)
 
 const isTimeout = (cause: Cause): boolean =>
   timeoutCodes.test(cause.code) || cause.names.some((name) => timeoutNames.test(name)) ||

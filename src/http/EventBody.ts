@@ -5,9 +5,11 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import type * as Fault from "../Fault.js"
 import * as MonotonicTime from "../MonotonicTime.js"
 import type { Provider } from "../providers/Provider.js"
+import * as Checks from "../Settings.js"
 import * as Classifier from "./Classifier.js"
 import * as Scrub from "./Scrub.js"
 import * as Sse from "./Sse.js"
@@ -65,6 +67,25 @@ export interface Limits {
  * @category getters
  */
 export const defaultLimits: Limits = { events: 64, bytes: 256 * 1024, millis: 5_000 }
+
+/**
+ * Checks limits, and fills in the defaults; `Infinity` is none.
+ *
+ * @since 0.1.0
+ * @category checks
+ */
+export const limitsOf = (limits: unknown, path: string): Checks.Checked<Limits> =>
+  Either.gen(function*() {
+    if (limits === undefined) return defaultLimits
+    yield* Checks.refuseUnknown(limits, Object.keys(defaultLimits), path)
+    const given = Object.entries(limits as object).filter(([, value]) => value !== undefined)
+    for (const [name, value] of given) {
+      if (typeof value !== "number" || !(value >= 0)) {
+        return yield* Checks.refuse(`${path}.${name}`, "must be a number of at least 0")
+      }
+    }
+    return { ...defaultLimits, ...Object.fromEntries(given) }
+  })
 
 /**
  * Reads up to the first content, or as much as may be held back. Fails with what `read` threw.

@@ -29,15 +29,52 @@ export interface Listener {
 }
 
 /**
- * The body of a response, unchanged; only what breaks it is clean of the secret. Nothing is opened before it is read,
- * so that one that nobody reads is given up with its response.
+ * The beginning of a body, and who reads on; all of it, if it `ended`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Begun {
+  readonly chunks: ReadonlyArray<Uint8Array>
+  readonly reader: ReadableStreamDefaultReader<Uint8Array> | undefined
+  readonly ended: boolean
+}
+
+/**
+ * Reads a body until it ends, or there are more than so many bytes. Rejects with what breaks it.
  *
  * @since 0.1.0
  * @category constructors
  */
-export const watched = (response: Response, secret: string, listener: Listener): ReadableStream<Uint8Array> | null => {
+export const begin = async (response: Response, most: number): Promise<Begun> => {
+  const reader = response.body?.getReader()
+  const chunks: Array<Uint8Array> = []
+  let bytes = 0
+  while (bytes <= most) {
+    const read = await reader?.read()
+    if (read === undefined || read.done) return { chunks, reader, ended: true }
+    chunks.push(read.value)
+    bytes += read.value.byteLength
+  }
+  return { chunks, reader, ended: false }
+}
+
+/**
+ * The body of a response, unchanged; only what breaks it is clean of the secret. Nothing is opened before it is read,
+ * so that one that nobody reads is given up with its response. Of one that was begun already, the beginning comes first.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const watched = (
+  response: Response,
+  secret: string,
+  listener: Listener,
+  begun?: Begun
+): ReadableStream<Uint8Array> | null => {
   // A response that nobody holds is given up by its platform: this one is held by its body.
-  const reader = once(() => response.body?.getReader())
+  const reader = once(() => begun === undefined ? response.body?.getReader() : begun.reader)
+  const queue = [...begun?.chunks ?? []]
   if (response.body === null) return null
   const ear = listener.heard === undefined ? undefined : overhearing(listener.heard, listener.mostHeard)
   let over = false
@@ -48,7 +85,8 @@ export const watched = (response: Response, secret: string, listener: Listener):
   return new ReadableStream<Uint8Array>({
     pull: async (controller) => {
       try {
-        const read = await reader()?.read()
+        const held = queue.shift()
+        const read = held === undefined ? await reader()?.read() : { done: false, value: held }
         // Cancelled meanwhile: that ends a read, and breaks nothing.
         if (over) return
         if (read !== undefined && !read.done) {

@@ -89,7 +89,7 @@ export interface Options {
   /** What really sends (default: the global `fetch`). */
   readonly transport?: Attempt.Transport | undefined
   /** How much of a stream may be held back before its first content (default 64 events, 256 KiB, 5 s). */
-  readonly hold?: Partial<EventBody.Limits> | undefined
+  readonly hold?: EventBody.Limits | undefined
 }
 
 /**
@@ -136,7 +136,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         provider,
         baseUrl: options.baseUrl(),
         transport,
-        limits: { ...EventBody.defaultLimits, ...options.hold },
+        limits: options.hold ?? EventBody.defaultLimits,
         fork: (effect) => {
           const fiber = start(frame, effect)
           return () => fiber.unsafeInterruptAsFork(fiber.id())
@@ -284,7 +284,8 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       })
     }
 
-    const fetch: Attempt.Transport = (input, init) => {
+    // As with any `fetch`, what cannot be sent is a rejection.
+    const fetch: Attempt.Transport = async (input, init) => {
       const frame = context.get()
       const address = addressOf(input)
       // Not a URL at all, or a `data:` probe of an SDK: nothing to pool.
@@ -422,11 +423,8 @@ interface Incoming {
 }
 
 /** Such as `POST /chat/completions`: nothing of the query, which may hold anything. */
-const operationOf = ({ method, url }: RequestShape, baseUrl: URL): string => {
-  const base = baseUrl.pathname.replace(/\/+$/, "")
-  const path = url.pathname.startsWith(`${base}/`) ? url.pathname.slice(base.length) : url.pathname
-  return `${method} ${path}`
-}
+const operationOf = ({ method, url }: RequestShape, baseUrl: URL): string =>
+  `${method} ${Attempt.pathBelow(baseUrl, url)}`
 
 const addressOf = (input: string | URL | Request): URL | undefined => {
   const address = typeof input === "string" ? input : input instanceof URL ? input.href : input.url

@@ -149,8 +149,9 @@ export const layer = (
     HttpClient.HttpClient,
     Effect.gen(function*() {
       const baseUrl = yield* ApiKey.baseUrlOf(options.baseUrl, options.allowInsecureBaseUrl === true, "baseUrl")
+      const hold = yield* EventBody.limitsOf(options.hold, "hold")
       const pool = yield* KeyPool.KeyPool
-      return pooled(pool, provider, { ...options, baseUrl })(yield* HttpClient.HttpClient)
+      return pooled(pool, provider, { ...options, baseUrl, hold })(yield* HttpClient.HttpClient)
     })
   )
 
@@ -198,11 +199,8 @@ const call = (
         return () => fiber.unsafeInterruptAsFork(fiber.id())
       },
       onCollected,
-      onOpened: (_, breakOff) => {
-        const abort = () => breakOff(signal.reason)
-        signal.addEventListener("abort", abort, { once: true })
-        return () => signal.removeEventListener("abort", abort)
-      },
+      // The signal of the request says it all.
+      onOpened: () => () => {},
       mark,
       onLate: () => {}
     })
@@ -281,7 +279,6 @@ async (input, init = {}) => {
   const headers = new Headers(init.headers)
   const signal = init.signal ?? new AbortController().signal
   const dropped = init.body === undefined || init.body === null
-  if (dropped) { for (const name of ofBody) headers.delete(name) }
   const keyed = HttpClientRequest.make(init.method === "GET" ? "GET" : request.method)(String(input)).pipe(
     HttpClientRequest.setBody(dropped ? HttpBody.empty : request.body),
     HttpClientRequest.setHeaders(headers)
@@ -311,9 +308,7 @@ const webOf = (
   const headers = new Headers()
   for (const [name, value] of Object.entries(response.headers)) if (name !== "set-cookie") headers.set(name, value)
   for (const cookie of Cookies.toSetCookieHeaders(response.cookies)) headers.append("set-cookie", cookie)
-  const { status } = response
-  const bare = status === 204 || status === 205 || status === 304
-  return new Response(bare ? null : bodyOf(response, signal, runtime), { status, headers })
+  return Attempt.madeOf(bodyOf(response, signal, runtime), { status: response.status, headers })
 }
 
 /** The body of an answer, read as it is asked for; until then nothing is opened. */
@@ -433,5 +428,4 @@ const registry = typeof FinalizationRegistry === "undefined"
 
 /** Nobody asks for a late failure by its id here: the header is taken out again. */
 const mark = ["x-keymesh-id", "late"] as const
-const ofBody = ["content-type", "content-length"]
 const decoder = new TextDecoder()

@@ -143,6 +143,9 @@ const sdk: SdkService.Sdk<GoogleGenAI, Options> = {
       const { httpOptions = {}, ...own } = options
       yield* SdkService.refuseOptions(own, ["apiKey", "googleAuthOptions"])
       yield* Checks.refuseUnknown(own, ["apiVersion"], "providerOptions")
+      if (!Predicate.isRecord(httpOptions)) {
+        return yield* Checks.refuse("providerOptions.httpOptions", "must be an object")
+      }
       if ("retryOptions" in httpOptions) {
         return yield* Checks.refuse("providerOptions.httpOptions.retryOptions", "must be left out: see `retry`")
       }

@@ -10,19 +10,21 @@ import * as Config from "effect/Config"
 import type { ConfigError } from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import * as ApiKey from "../ApiKey.js"
 import type * as Attempt from "../http/Attempt.js"
-import type * as EventBody from "../http/EventBody.js"
+import * as EventBody from "../http/EventBody.js"
 import * as PooledFetch from "../http/PooledFetch.js"
 import * as PooledHttpClient from "../http/PooledHttpClient.js"
 import * as RequestBody from "../http/RequestBody.js"
 import * as KeymeshError from "../KeymeshError.js"
 import { ConfigurationError } from "../KeymeshError.js"
 import * as KeyPool from "../KeyPool.js"
+import * as PoolSettings from "../PoolSettings.js"
 import type * as PoolStore from "../PoolStore.js"
 import * as Checks from "../Settings.js"
 import type * as Telemetry from "../Telemetry.js"
@@ -168,6 +170,7 @@ export const make = (
     } = settings
     const baseUrl = yield* ApiKey.baseUrlOf(at, allowInsecureBaseUrl === true, "baseUrl")
     yield* checked(auth)
+    const limits = yield* EventBody.limitsOf(hold, "hold")
     const pool = yield* KeyPool.make({ name: "http", ...ofPool })
     const api = provider({ name: pool.name, auth, errors, peek, replayable })
     const transport: Attempt.Transport = given ?? ((input, init) => globalThis.fetch(input, init))
@@ -176,13 +179,13 @@ export const make = (
       provider: api,
       baseUrl: () => new URL(baseUrl),
       transport,
-      hold
+      hold: limits
     })
     const plain = httpClient ?? (yield* Effect.provide(HttpClient.HttpClient, FetchHttpClient.layer)).pipe(
       HttpClient.transformResponse(Effect.provideService(FetchHttpClient.Fetch, transport))
     )
     const client = plain.pipe(
-      PooledHttpClient.pooled(pool, api, { baseUrl, allowInsecureBaseUrl, propagateTrace, hold }),
+      PooledHttpClient.pooled(pool, api, { baseUrl, allowInsecureBaseUrl, propagateTrace, hold: limits }),
       HttpClient.mapRequest((request) =>
         URL.canParse(request.url) ? request : HttpClientRequest.prependUrl(request, baseUrl)
       )
@@ -266,7 +269,7 @@ export interface AdapterOptions
   readonly authHeader?: ((key: string) => Readonly<Record<string, string>>) | undefined
   /** Headers of every request, below its own. */
   readonly defaultHeaders?: Readonly<Record<string, string>> | undefined
-  /** How long one attempt may take, its body included, in milliseconds (default, and 0: no bound). */
+  /** How long one attempt may take, its body included, in milliseconds, at most 24.8 days (default, and 0: no bound). */
   readonly timeoutMs?: number | undefined
   /** Statuses that are tried again although they are the fault of the request; as `failoverStatusCodes`. */
   readonly extraTransientStatuses?: ReadonlyArray<number> | undefined
@@ -306,7 +309,14 @@ export const adapter = (options: AdapterOptions): Adapter.Adapter<RestClient.Res
       if (authHeader !== undefined && typeof authHeader !== "function") {
         return yield* Checks.refuse("provider.authHeader", "must be a function from a key to headers")
       }
-      yield* Checks.integer(timeoutMs, "provider.timeoutMs")
+      if ((yield* Checks.integer(timeoutMs, "provider.timeoutMs")) > PoolSettings.longestTimer) {
+        return yield* Checks.refuse("provider.timeoutMs", "must be at most 24.8 days")
+      }
+      yield* Either.mapLeft(
+        Either.try(() => new Headers(defaultHeaders)),
+        () =>
+          new ConfigurationError({ field: "provider.defaultHeaders", problem: "must be names and values of headers" })
+      )
       const statuses = yield* Adapter.failoverStatuses(extraTransientStatuses, "provider.extraTransientStatuses")
       const transport = api.fetch ?? ((input, init) => globalThis.fetch(input, init))
       const service = yield* make({

@@ -82,7 +82,9 @@ export const make = (
       ...init,
       method,
       headers: withHeaders(init.headers, sent !== undefined && sent !== body),
-      ...(sent === undefined ? {} : { body: sent })
+      ...(sent === undefined ? {} : { body: sent }),
+      // Else a stream is refused.
+      ...(sent instanceof ReadableStream ? { duplex: "half" } : {})
     })
     const text = await response.text()
     if (!response.ok) throw new ResponseError(response.status, response.headers, text)
@@ -96,7 +98,7 @@ export const make = (
     patch: (path, body, init) => request("PATCH", path, { ...init, body }),
     delete: (path, init) => request("DELETE", path, init),
     request,
-    fetch: (input, init) =>
+    fetch: async (input, init) =>
       fetch(typeof input === "string" ? addressOf(input) : input, {
         ...init,
         headers: withHeaders(init?.headers ?? (input instanceof Request ? input.headers : undefined), false)
@@ -107,7 +109,7 @@ export const make = (
 /** As `fetch` takes it: what it knows as it is, the rest as JSON. */
 const bodyOf = (body: unknown): RequestInit["body"] | undefined => {
   if (body === undefined || body === null) return undefined
-  const known = typeof body === "string" || body instanceof Uint8Array || body instanceof ArrayBuffer ||
+  const known = typeof body === "string" || ArrayBuffer.isView(body) || body instanceof ArrayBuffer ||
     body instanceof FormData || body instanceof URLSearchParams || body instanceof Blob ||
     body instanceof ReadableStream
   // TypeScript tells bytes over shared memory apart, `fetch` refuses those by itself.

@@ -5,11 +5,12 @@
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as ApiKey from "../ApiKey.js"
 import type * as Attempt from "../http/Attempt.js"
-import type * as EventBody from "../http/EventBody.js"
+import * as EventBody from "../http/EventBody.js"
 import * as PooledFetch from "../http/PooledFetch.js"
 import type { CallError, ConfigurationError } from "../KeymeshError.js"
 import * as KeyPool from "../KeyPool.js"
@@ -108,6 +109,7 @@ export const make = <Client extends object>(
   Effect.gen(function*() {
     const { allowInsecureBaseUrl, baseUrl, client: makeClient, fetch, hold, provider = sdk.provider, ...ofPool } =
       settings
+    const limits = yield* EventBody.limitsOf(hold, "hold")
     const pool = yield* KeyPool.make({ name: provider.name, ...ofPool })
     const pooled: PooledFetch.PooledFetch = yield* PooledFetch.make({
       pool,
@@ -115,7 +117,7 @@ export const make = <Client extends object>(
       baseUrl: () => new URL(sdk.addressOf(client)),
       timeout: () => sdk.timeoutOf?.(client),
       transport: fetch,
-      hold
+      hold: limits
     })
     const { answered } = sdk
     const given: Attempt.Transport = answered === undefined
@@ -169,6 +171,7 @@ export const adapter = <Client extends object, Options extends object>(
     Effect.gen(function*() {
       const settings = { ...pool, ...own, provider: Adapter.withFailover(api, failover) }
       if (providerOptions === undefined) return yield* make(settings)
+      if (!Predicate.isRecord(providerOptions)) return yield* Checks.refuse("providerOptions", "must be an object")
       if (own.client !== undefined) return yield* Checks.refuse("providerOptions", "cannot be used with `client`")
       const { baseUrl, fetch } = yield* sdk.given(providerOptions)
       return yield* make({

@@ -185,6 +185,43 @@ describe("answers", () => {
       assert.strictEqual(answer.fault, undefined)
     }))
 
+  test("H5: of a long one no more is looked at than an error may have; the rest passes as it comes", () =>
+    Effect.gen(function*() {
+      const peeking: Provider = { ...openAi, dialect: { ...openAi.dialect, okBody: "peek" } }
+      const parts = ["{\"ok\":\"", "x".repeat(300_000), "y"]
+      const { fault, response } = yield* attempted({
+        provider: peeking,
+        transport: answering(slowly(parts, never, "hang"), json)
+      })
+      assert.isUndefined(fault)
+      const read = yield* Effect.promise(async () => {
+        const reader = response.body?.getReader()
+        return [await reader?.read(), await reader?.read(), await reader?.read()]
+      })
+      assert.deepStrictEqual(read.map((one) => new TextDecoder().decode(one?.value)), parts)
+    }))
+
+  test("S4: lines of JSON pass as they come, also where a stream of events was asked for", () =>
+    Effect.gen(function*() {
+      for (const type of ["application/x-ndjson", "application/jsonl", "application/json-seq"]) {
+        const { response } = yield* attempted({
+          streaming: true,
+          transport: answering(slowly(["{}\n"], never, "hang"), { headers: { "content-type": type } })
+        })
+        const first = yield* Effect.promise(async () => response.body?.getReader().read())
+        assert.strictEqual(new TextDecoder().decode(first?.value), "{}\n")
+      }
+    }))
+
+  test("F3: a status that no Response can be made with is handed on all the same", () =>
+    Effect.gen(function*() {
+      const odd = Object.defineProperty(new Response("no", { status: 599 }), "status", { value: 999 })
+      const { fault, response } = yield* attempted({ transport: () => Promise.resolve(odd) })
+      assert.deepInclude({ status: response.status, ok: response.ok }, { status: 999, ok: false })
+      assert.isDefined(fault)
+      assert.strictEqual(yield* Effect.promise(() => response.text()), "no")
+    }))
+
   test("H5: one that breaks is a Network fault, not an empty success", () =>
     Effect.gen(function*() {
       const exit = yield* Effect.exit(attempted({
@@ -261,6 +298,63 @@ describe("requests", () => {
       return first ?? (yield* Effect.dieMessage("nothing was sent"))
     })
 
+  /** What is sent when each request is redirected once, as `method path body type`. */
+  const redirected = (status: number, method: string, body?: string) =>
+    Effect.gen(function*() {
+      const seen: Array<string> = []
+      yield* attempted({
+        init: { method, headers: { "content-type": "text/own" }, ...(body === undefined ? {} : { body }) },
+        transport: (input, init = {}) => {
+          const type = new Headers(init.headers).get("content-type")
+          seen.push([init.method, new URL(String(input)).pathname, init.body, type].join(" "))
+          const location = { location: "/v1/there" }
+          return Promise.resolve(
+            seen.length === 1 ? new Response(null, { status, headers: location }) : new Response("{}", json)
+          )
+        }
+      })
+      return seen[1]
+    })
+
+  test("H1: a redirect within the origin is followed as fetch does it", () =>
+    Effect.gen(function*() {
+      for (const status of [301, 302, 303]) {
+        // Without the body, and without what describes it.
+        assert.strictEqual(yield* redirected(status, "POST", "b"), "GET /v1/there  ")
+        assert.strictEqual(yield* redirected(status, "HEAD"), "HEAD /v1/there  text/own")
+      }
+      assert.strictEqual(yield* redirected(303, "DELETE"), "GET /v1/there  ")
+      for (const status of [301, 302]) {
+        assert.strictEqual(yield* redirected(status, "PUT", "b"), "PUT /v1/there b text/own")
+        assert.strictEqual(yield* redirected(status, "DELETE"), "DELETE /v1/there  text/own")
+      }
+      for (const status of [307, 308]) {
+        assert.strictEqual(yield* redirected(status, "POST", "b"), "POST /v1/there b text/own")
+      }
+    }))
+
+  test("K1: credentials that cannot be made fail the attempt, say nothing of the key, and do not show it", () =>
+    Effect.gen(function*() {
+      const credentials: ReadonlyArray<Provider["credentials"]> = [
+        (key) => {
+          throw new Error(`cannot sign with ${key}`)
+        },
+        (key) => ({ headers: { authorization: `${key}\nx` } })
+      ]
+      for (const made of credentials) {
+        const exit = yield* Effect.exit(attempted({
+          provider: { ...openAi, credentials: made },
+          transport: answering("{}", json)
+        }))
+        const failure = Exit.isFailure(exit) && exit.cause._tag === "Fail" ? exit.cause.error : undefined
+        assert.instanceOf(failure, Attempt.NoAnswer)
+        if (!(failure instanceof Attempt.NoAnswer) || !(failure.error instanceof Error)) continue
+        assert.isUndefined(failure.fault)
+        assert.include(failure.error.message, "[redacted]")
+        assert.notInclude(`${failure.error.message} ${failure.error.stack}`, secret)
+      }
+    }))
+
   test("H2: every credential header is taken out, the key's put in; redirects are shown", () =>
     Effect.gen(function*() {
       const [, headers, init] = yield* sent({
@@ -284,5 +378,6 @@ describe("requests", () => {
       )
       assert.strictEqual(yield* to("https://eu.test", "https://api.test/v1/files"), "https://eu.test/files")
       assert.strictEqual(yield* to("https://eu.test/v2", "https://api.test/other"), "https://eu.test/v2/other")
+      assert.strictEqual(yield* to("https://eu.test/v2", "https://api.test/v1beta/x"), "https://eu.test/v2/v1beta/x")
     }))
 })

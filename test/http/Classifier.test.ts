@@ -631,6 +631,26 @@ describe("Classifier.classifyThrown", () => {
     else assert.deepStrictEqual({ kind: fault.kind, unprocessed: fault.unprocessed }, { kind, unprocessed })
   })
 
+  it("B5: what this platform's fetch refuses to send is the caller's fault", async () => {
+    const locked = new ReadableStream()
+    locked.getReader()
+    const refused: ReadonlyArray<object> = [
+      { method: "POST", body: new ReadableStream() },
+      { method: "POST", body: locked, duplex: "half" },
+      { method: "GET", body: "x" },
+      { method: "CONNECT" },
+      { method: "no method" },
+      { mode: "navigate" },
+      { headers: { "no name": "x" } },
+      { referrer: "::::" }
+    ]
+    for (const init of refused) {
+      const error = await fetch("http://127.0.0.1:1", init).then(() => undefined, (error: unknown) => error)
+      const fault = Classifier.classifyThrown(error)
+      assert.strictEqual(fault === "cancelled" ? fault : fault.kind, "Rejected", String(error))
+    }
+  })
+
   it("F3: survives errors that cause themselves, and exotic objects", () => {
     const loop: { cause?: unknown } = {}
     loop.cause = { cause: loop }

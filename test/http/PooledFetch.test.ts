@@ -5,7 +5,7 @@ import type { Transport } from "../../src/http/Attempt.js"
 import * as PooledFetch from "../../src/http/PooledFetch.js"
 import * as KeyPool from "../../src/KeyPool.js"
 import { openAi } from "../../src/providers/Providers.js"
-import { live } from "../support/openai.js"
+import { live, until } from "../support/openai.js"
 
 const base = "https://api.test/v1"
 
@@ -115,6 +115,62 @@ describe("how it may be called", () => {
       yield* get(fetch, "data:,")
       assert.strictEqual(sent.length, 1)
       assert.isNull(sent[0]?.headers.get("authorization"))
+      assert.strictEqual((yield* pool.snapshot).attempts, 0)
+    }))
+})
+
+describe("what becomes of a request", () => {
+  const content = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n"
+  const events = (breaks?: Promise<unknown>) => () =>
+    new Response(
+      new ReadableStream<Uint8Array>({
+        start: async (controller) => {
+          controller.enqueue(new TextEncoder().encode(content))
+          await (breaks ?? new Promise(() => {}))
+          controller.error(new TypeError("terminated"))
+        }
+      }),
+      { headers: { "content-type": "text/event-stream", "x-request-id": "seen sk-one-0000000" } }
+    )
+  const streaming = { method: "POST", body: "{\"stream\":true}" }
+
+  live("C5: a stream that nobody reads gives its key back when its request is aborted", () =>
+    Effect.gen(function*() {
+      const { fetch, pool } = yield* pooled([events()])
+      const controller = new AbortController()
+      yield* get(fetch, `${base}/chat/completions`, { ...streaming, signal: controller.signal })
+      assert.strictEqual((yield* pool.snapshot).inFlight, 1)
+      controller.abort()
+      yield* until(Effect.map(pool.snapshot, ({ inFlight }) => inFlight === 0))
+      const { faults, successes } = yield* Effect.map(pool.snapshot, ({ keys }) => ({
+        faults: keys.reduce((sum, key) => sum + key.faults, 0),
+        successes: keys.reduce((sum, key) => sum + key.successes, 0)
+      }))
+      assert.deepStrictEqual({ faults, successes }, { faults: 0, successes: 1 })
+    }))
+
+  live("K1: a stream that breaks late does not show the key in the id of its request", () =>
+    Effect.gen(function*() {
+      let release = () => {}
+      const breaks = new Promise<void>((resolve) => {
+        release = resolve
+      })
+      const { failureOf, fetch } = yield* pooled([events(breaks)])
+      const response = yield* get(fetch, `${base}/chat/completions`, streaming)
+      release()
+      const error = yield* Effect.flip(Effect.tryPromise({ try: () => response.text(), catch: (error) => error }))
+      const failure = failureOf(error)
+      assert.strictEqual(failure?._tag, "ProviderFailure")
+      assert.strictEqual(failure?._tag === "ProviderFailure" ? failure.requestId : "", "seen [redacted]")
+    }))
+
+  live("what cannot be sent is a rejection, as with any fetch", () =>
+    Effect.gen(function*() {
+      const { fetch, pool } = yield* pooled()
+      const given = { headers: { "no name": "x" } }
+      const promise = yield* Effect.try(() => fetch(`${base}/models`, given))
+      const error = yield* Effect.flip(Effect.tryPromise({ try: () => promise, catch: (error) => error }))
+      assert.instanceOf(error, TypeError)
       assert.strictEqual((yield* pool.snapshot).attempts, 0)
     }))
 })
