@@ -348,7 +348,7 @@ const plain = (
   secret: string,
   response: Response,
   controller: AbortController,
-  learn: ((text: string) => Effect.Effect<void>) | undefined,
+  learn: Learning | undefined,
   begun: PlainBody.Begun | undefined
 ): Effect.Effect<Answer> =>
   Effect.sync(() => {
@@ -369,7 +369,10 @@ const plain = (
         fork(lease.commit(Outcome.fault(fault)))
       },
       ended,
-      heard: learn === undefined ? undefined : (text) => fork(learn(text))
+      heard: learn === undefined ? undefined : (text) => {
+        const learnt = learn(text)
+        if (learnt !== undefined) fork(learnt)
+      }
     }, begun)
     const answer = withBody(response, headers, body, secret)
     if (body === null) unlink()
@@ -388,14 +391,19 @@ const learning = (
   lease: KeyPool.Lease,
   secret: string,
   { headers }: Response
-): ((text: string) => Effect.Effect<void>) | undefined => {
+): Learning | undefined => {
   const { stored } = provider
   if (storing !== true || stored === undefined) return undefined
   const scrub = Scrub.text(secret)
   // What is remembered is saved: an upstream may echo the key as an id.
-  return (text) =>
-    Effect.suspend(() => lease.remember(stored({ headers, text }).filter((name) => scrub(name) === name)))
+  return (text) => {
+    const names = stored({ headers, text }).filter((name) => scrub(name) === name)
+    return names.length === 0 ? undefined : lease.remember(names)
+  }
 }
+
+/** What is to be remembered of a text, if anything is. */
+type Learning = (text: string) => Effect.Effect<void> | undefined
 
 const text = (response: Response): Effect.Effect<string, unknown> =>
   Effect.tryPromise({ try: () => response.text(), catch: (error) => error })
@@ -515,11 +523,14 @@ const stream = (
               fork(lease.commit(Outcome.fault(fault)))
             },
             ended: end,
-            event: (data) => {
-              usage = Usage.read(data, usage)
-              if (usage !== undefined) lease.used(usage)
+            heard: (data) => {
+              if (Usage.mentions(data)) {
+                usage = Usage.read(data, usage)
+                if (usage !== undefined) lease.used(usage)
+              }
+              const learnt = learn?.(data)
+              if (learnt !== undefined) fork(learnt)
             },
-            heard: learn === undefined ? undefined : (data) => fork(learn(data)),
             reading: (active) => MutableRef.set(idleSince, active ? undefined : now())
           })
           // Neither of these may hold the body, or it would never be collected.

@@ -13,7 +13,6 @@ import * as Checks from "../Settings.js"
 import * as Classifier from "./Classifier.js"
 import * as Scrub from "./Scrub.js"
 import * as Sse from "./Sse.js"
-import * as Usage from "./Usage.js"
 
 /**
  * A body that has been read up to its first content. `rest` reads on; `held` is what was read so far.
@@ -155,8 +154,6 @@ export const open = Effect.fnUntraced(function*(
 export interface Listener {
   /** It failed after its beginning had been handed on; `error` is what its reader gets, if that is thrown. */
   readonly late: (fault: Fault.Fault, error?: unknown) => void
-  /** The data of an event that tells what was used passes. */
-  readonly event?: (data: string) => void
   /** It is over: read to its end, failed, or cancelled. Told once. */
   readonly ended: () => void
   /** The data of each event, before it is handed on; absent: nobody asks. */
@@ -194,7 +191,6 @@ export const rest = (
   const take = (chunk: Uint8Array): ReadonlyArray<Uint8Array> => {
     const step = feed(provider, watch, chunk, listener.heard)
     watch = step.watch
-    for (const { data } of step.usages) if (data !== undefined) listener.event?.(data)
     for (const event of step.errors) {
       const fault = faultOf(provider, event, headers, "after-content", secret, clock())
       if (fault !== undefined) listener.late(fault)
@@ -274,7 +270,6 @@ interface Fed {
   readonly watch: Watch
   readonly out: ReadonlyArray<Uint8Array>
   readonly errors: ReadonlyArray<Sse.SseEvent>
-  readonly usages: ReadonlyArray<Sse.SseEvent>
 }
 
 /**
@@ -309,8 +304,7 @@ const feed = (provider: Provider, watch: Watch, chunk: Uint8Array, heard: Listen
   return {
     watch: { ...watch, parser, held, terminated, failed: watch.failed || errors.length > 0 },
     out,
-    errors,
-    usages: events.filter(({ data }) => data !== undefined && Usage.mentions(data))
+    errors
   }
 }
 
