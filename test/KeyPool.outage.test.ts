@@ -216,6 +216,8 @@ const down = (pool: KeyPool.Service) =>
     for (let i = 0; i < 5; i++) yield* fault(pool, "ServerError")
   })
 
+const failed = (lease: KeyPool.Lease) => Effect.zipRight(lease.commit(Outcome.fault(Fault.make("Timeout"))), lease.end)
+
 const fault = (pool: KeyPool.Service, kind: Fault.Kind, details: Fault.Details = {}) =>
   Effect.scoped(Effect.flatMap(pool.lease, (lease) => lease.commit(Outcome.fault(Fault.make(kind, details)))))
 
@@ -281,12 +283,12 @@ describe("where little goes on", () => {
     Effect.gen(function*() {
       const pool = yield* KeyPool.make({ keys: keys("ab"), ...plain, breaker: { threshold: 100, rate: false } })
       const late = yield* Effect.all(Array.from({ length: 9 }, () => pool.lease))
-      yield* Effect.forEach(late.slice(0, 2), (lease) => lease.commit(Outcome.fault(Fault.make("Timeout"))))
-      for (const lease of late.slice(2, 5)) yield* lease.commit(Outcome.fault(Fault.make("Timeout")))
+      yield* Effect.forEach(late.slice(0, 2), (lease) => failed(lease))
+      for (const lease of late.slice(2, 5)) yield* failed(lease)
       assert.lengthOf((yield* pool.snapshot).outages, 1)
       yield* TestClock.adjust(500)
       yield* Effect.scoped(Effect.flatMap(pool.lease, (probe) => probe.commit(Outcome.success)))
-      yield* Effect.forEach(late.slice(5), (lease) => lease.commit(Outcome.fault(Fault.make("Timeout"))))
+      yield* Effect.forEach(late.slice(5), (lease) => failed(lease))
       // With them, this would be the fifth in a row, and little has gone on of late.
       yield* TestClock.adjust(11 * second)
       yield* fault(pool, "ServerError")
