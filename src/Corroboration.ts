@@ -39,6 +39,7 @@ export const hear = (
   before: PoolState.PoolState,
   lease: PoolState.LeaseRecord,
   outcome: Outcome.Outcome,
+  end: boolean,
   now: number
 ): Heard => {
   if (!config.corroborates) return { state: before, events: PoolState.noEvents, blames: true }
@@ -58,7 +59,7 @@ export const hear = (
       return succeeded(config, state, attempt, now)
     case "Fault":
       return Fault.isProviderFault(outcome.fault)
-        ? faulted(config, state, attempt, now)
+        ? faulted(config, state, attempt, state.leases - state.ended - (end ? 0 : 1), now)
         : { state, events: PoolState.noEvents, blames: true }
     case "Ignored":
       return { state, events: PoolState.noEvents, blames: true }
@@ -89,11 +90,12 @@ const faulted = (
   config: PoolState.Config,
   state: PoolState.PoolState,
   attempt: ProviderHealth.Attempt,
+  inFlight: number,
   now: number
 ): Heard => {
   const { blames, health, opened, row } = ProviderHealth.faulted(state.rest.health, attempt, {
     leases: state.leases,
-    inFlight: state.leases - state.ended,
+    inFlight,
     recent: state.leases - state.pace.before.leases,
     answeredSince: (instant) =>
       PoolState.keys(state).some((key) => PoolState.originOf(key.key) === attempt.origin && key.answeredFrom >= instant)

@@ -76,7 +76,9 @@ export const lease = (
           (key) => PoolState.fullGate(config, state, key, model, now, tokens) === undefined
         )
         : undefined
-      const granted = grant(config, { ...state, index }, probed ?? first, request, now, seat?.bond)
+      // The probe of an outage goes where its turn is: that moves no conversation.
+      const bond = probed === undefined ? seat?.bond : undefined
+      const granted = grant(config, { ...state, index }, probed ?? first, request, now, bond)
       return state !== before && PoolState.hasMoved(before, state) ? { ...granted, reopened: true } : granted
     }
   }

@@ -186,7 +186,7 @@ export const initial: Health = {
  * @category models
  */
 export interface Circumstances {
-  /** The newest lease, attempts that run, and attempts that began in the last 5 to 10 s: all of the whole pool. */
+  /** The newest lease, other attempts that run, and those that began in the last 5 to 10 s: all of the whole pool. */
   readonly leases: number
   readonly inFlight: number
   readonly recent: number

@@ -50,7 +50,7 @@ export const settle = (
     return attributed(config, limited.state, limited.key, lease, outcome, end, true, now, random)
   }
   const placed = limited.key === present ? limited.state : Places.place(config, limited.state, limited.key, now)
-  const blamed = Corroboration.hear(config, placed, lease, outcome, now)
+  const blamed = Corroboration.hear(config, placed, lease, outcome, end, now)
   const key = SlotMap.get(blamed.state.slots, lease.slot) ?? limited.key
   const settled = attributed(config, blamed.state, key, lease, outcome, end, blamed.blames, now, random)
   return blamed.events.length === 0 ? settled : { ...settled, events: [...blamed.events, ...settled.events] }
