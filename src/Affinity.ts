@@ -100,7 +100,8 @@ export const emptyBook: Book = {
 export const empty: Affinity = { conversations: emptyBook, resources: emptyBook }
 
 /**
- * A caller's name for what belongs together, as the book keeps it: a long one is cut, and told apart by a hash.
+ * A caller's name for what belongs together, or a provider's for what it stores, as the book keeps it: a long one is cut,
+ * and told apart by a hash.
  *
  * @since 0.1.0
  * @category constructors

@@ -140,19 +140,23 @@ const first = <A, E, R>(
   call: OngoingCall.OngoingCall,
   work: Work<A, E, R>
 ): Effect.Effect<A, E | PoolError, R> => {
-  const go = (record: PoolState.LeaseRecord, only?: PoolState.Request["only"]) =>
+  const go = (record: PoolState.LeaseRecord, within?: PoolState.Among) =>
     Effect.flatMap(
       attempt(core, call, work, record, 1, call.startedAt),
       (result): Effect.Effect<A, E | PoolError, R> =>
-        result instanceof Again ? rescue(core, call, work, result, only) : Effect.succeed(result)
+        result instanceof Again ? rescue(core, call, work, result, within) : Effect.succeed(result)
     )
   const begin = (random: number): Effect.Effect<A, E | PoolError, R> => {
-    if (call.affinity !== undefined) {
-      return Effect.flatMap(within(core, call), (only) =>
-        Effect.flatMap(
-          start(core, work.restore, call, random, only),
-          (acquired) => "_tag" in acquired ? Acquisition.refusal(core, call, acquired, only) : go(acquired, only)
-        ))
+    const { affinity } = call
+    if (affinity !== undefined) {
+      return Effect.flatMap(Ref.get(core.state), (state) => {
+        const within = Homes.within(state, affinity.resources, call.startedAt)
+        return Effect.flatMap(
+          start(core, work.restore, call, random, within),
+          (acquired) =>
+            "_tag" in acquired ? Acquisition.refusal(core, call, acquired, within?.only) : go(acquired, within)
+        )
+      })
     }
     const request = random === 0 && call.model === undefined && call.operation === undefined
       ? firstRequest
@@ -187,21 +191,14 @@ const start = (
   restore: Acquisition.Restore,
   call: OngoingCall.OngoingCall,
   random: number,
-  only: PoolState.Request["only"]
+  within: PoolState.Among | undefined
 ): Effect.Effect<PoolState.LeaseRecord | Acquisition.Refused> => {
   const { affinity, model, operation } = call
-  const request: PoolState.Request = { ...firstRequest, model, operation, random, only, affinity }
+  const request: PoolState.Request = { ...firstRequest, ...within, model, operation, random, affinity }
   return affinity?.conversation === undefined
     ? Acquisition.acquire(core, restore, call, request, OngoingCall.waitUntil(call, call.startedAt))
     : Acquisition.acquireTogether(core, restore, call, request)
 }
-
-/** The keys that can serve a call at all, where that is known of the resources which it names: those of one group. */
-const within = (core: PoolCore.PoolCore, { affinity, startedAt }: OngoingCall.OngoingCall) =>
-  Effect.map(Ref.get(core.state), (state): PoolState.Request["only"] => {
-    const group = affinity === undefined ? undefined : Homes.groupWith(state, affinity.resources, startedAt)
-    return group === undefined ? undefined : (key) => ApiKey.groupOf(key) === group
-  })
 
 /** One attempt with a leased key: its value, or a fault after which the call may try again. */
 const attempt = <A, E, R>(
@@ -288,7 +285,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   call: OngoingCall.OngoingCall,
   work: Work<A, E, R>,
   first: Again<A, E>,
-  within: PoolState.Request["only"]
+  within: PoolState.Among | undefined
 ) {
   const { config, settings, state, telemetry } = core
   const { clock } = call
@@ -303,6 +300,8 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   /** The groups that do not have what the call names. */
   const without = new Set<string>()
   const mayHave = (key: ApiKey.ApiKey): boolean => !without.has(ApiKey.groupOf(key))
+  /** The keys that can serve it, as far as that is known by now. */
+  const among = (): PoolState.Among => without.size > 0 ? { only: mayHave } : within ?? anyKey
 
   const denied = (reason: "time" | "tokens") =>
     telemetry.publish([{
@@ -369,7 +368,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget("policy") : tried.exit
       stepper = next.stepper
       const atOnce = decision._tag === "Rotate" &&
-        PoolState.hasOther(config, yield* Ref.get(state), call.model, avoid, at)
+        PoolState.hasOther(config, yield* Ref.get(state), { model: call.model, only: among().only }, avoid, at)
       spentBudget = !atOnce && next.at > call.budgetEnd
       if (!atOnce && !spentBudget && next.at > at) {
         yield* work.restore(Effect.sleep(Math.min(Math.ceil(next.at - at), MonotonicTime.longestSleep)))
@@ -379,10 +378,11 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     graced = graced || spentBudget
     const isElsewhere = decision._tag === "Elsewhere"
     if (isElsewhere && decision.where === "untried-group") without.add(ApiKey.groupOf(tried.record.key))
-    const only = both(
-      without.size > 0 ? mayHave : within,
-      isElsewhere && decision.where !== "untried-group" ? suited(decision.where, tried.record.key) : undefined
-    )
+    const elsewhere = isElsewhere && decision.where !== "untried-group" ? decision.where : undefined
+    const wanted = elsewhere === undefined
+      ? among()
+      : { only: both(among().only, suited(elsewhere, tried.record.key)) }
+    const { only } = wanted
     const random = config.strategy.randomised ? yield* Random.next : 0
     const waitingSince = MonotonicTime.nowOf(clock)
     const acquired = yield* Acquisition.acquire(
@@ -394,12 +394,12 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
         model: call.model,
         operation: call.operation,
         avoid,
-        only,
+        ...wanted,
         affinity: call.affinity,
         rotation: true,
         random
       },
-      isElsewhere || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
+      elsewhere !== undefined || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
     )
     if ("_tag" in acquired) {
       return yield* isElsewhere ? tried.exit : Acquisition.refusal(core, call, acquired, only)
@@ -431,8 +431,10 @@ const suited = (where: "other-group" | "higher-limit", failed: ApiKey.ApiKey) =>
   return (key.limits.tokensPerMinute ?? 0) > (failed.limits.tokensPerMinute ?? 0)
 }
 
-const both = (a: PoolState.Request["only"], b: PoolState.Request["only"]): PoolState.Request["only"] =>
-  a === undefined ? b : b === undefined ? a : (key) => a(key) && b(key)
+const both = (a: PoolState.Among["only"], b: (key: ApiKey.ApiKey) => boolean): PoolState.Among["only"] =>
+  a === undefined ? b : (key) => a(key) && b(key)
+
+const anyKey: PoolState.Among = { only: undefined }
 
 const noResources: ReadonlyArray<string> = []
 

@@ -155,7 +155,8 @@ const floor = (
   affinity: Affinity.Bond | undefined
 ): Leased => {
   const refused: Leased = { state, lease: undefined, events: PoolState.noEvents }
-  if (config.floorMillis === undefined || now < state.rest.floorAt + config.floorMillis) return refused
+  if (request.floor === false || config.floorMillis === undefined) return refused
+  if (now < state.rest.floorAt + config.floorMillis) return refused
   const key = floorKey(config, state, request, now)
   if (key === undefined) return refused
   const granted = grant(

@@ -132,7 +132,7 @@ export interface View {
  * @category models
  */
 export interface LaneView extends Nearest {
-  readonly request: Pick<Request, "model" | "only">
+  readonly request: Wanted
   readonly open: ReadonlyArray<number>
   /** The keys of `at` and of `earliest`. */
   readonly atSlot: number
@@ -194,12 +194,35 @@ export interface LeaseRecord {
 }
 
 /**
+ * Which keys may serve a request at all.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Among {
+  /** Absent: all. */
+  readonly only: ((key: ApiKey.ApiKey) => boolean) | undefined
+  /** A name for these keys: those who want the same wait in one lane. Without it each waits alone. */
+  readonly lane?: string | undefined
+  /** Whether the floor may serve it (default true). */
+  readonly floor?: boolean | undefined
+}
+
+/**
+ * What decides when a request may be served.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Wanted = Pick<Request, "model" | "only" | "floor">
+
+/**
  * What a call wants of a key.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Request {
+export interface Request extends Among {
   /** The call's number; 0 for a call that begins. */
   readonly call: number
   readonly model: string | undefined
@@ -207,8 +230,6 @@ export interface Request {
   readonly operation?: string | undefined
   /** Keys to avoid if there are others, by slot: those that failed this call already. */
   readonly avoid: ReadonlyArray<number>
-  /** Which keys may serve at all; absent: all. */
-  readonly only: ((key: ApiKey.ApiKey) => boolean) | undefined
   /** Where it would rather be. */
   readonly affinity?: Affinity.Wish | undefined
   readonly rotation: boolean
@@ -441,12 +462,12 @@ export const modelGate = (
 export const hasOther = (
   config: Config,
   state: PoolState,
-  model: string | undefined,
+  { model, only }: Pick<Request, "model" | "only">,
   avoid: ReadonlyArray<number>,
   now: number
 ): boolean => {
   if (state.index.size === 0 && now < state.nextOpening) return false
-  if (now < state.nextOpening && (model === undefined || !narrowed(state))) {
+  if (now < state.nextOpening && only === undefined && (model === undefined || !narrowed(state))) {
     let avoided = 0
     for (const slot of new Set(avoid)) {
       const key = SlotMap.get(state.slots, slot)
@@ -456,7 +477,9 @@ export const hasOther = (
   }
   return SlotMap.find(
     state.slots,
-    (key) => !avoid.includes(key.slot) && requestGate(config, state, key, model, now) === undefined
+    (key) =>
+      !avoid.includes(key.slot) && only?.(key.key) !== false &&
+      requestGate(config, state, key, model, now) === undefined
   ) !== undefined
 }
 
@@ -535,10 +558,10 @@ export interface OpeningTime {
 export const opening = (
   config: Config,
   state: PoolState,
-  request: Pick<Request, "model" | "only">,
+  request: Wanted,
   now: number
 ): OpeningTime => {
-  return withFloor(config, state, nearest(config, state, request, now), now)
+  return withFloor(config, state, request, nearest(config, state, request, now), now)
 }
 
 /**
@@ -550,10 +573,11 @@ export const opening = (
 export const withFloor = (
   config: Config,
   state: PoolState,
+  { floor = true }: Wanted,
   { at, breakableAt, earliest }: Nearest,
   now: number
 ): OpeningTime => {
-  if (config.floorMillis === undefined || breakableAt >= at || earliest <= now) return { at, earliest }
+  if (!floor || config.floorMillis === undefined || breakableAt >= at || earliest <= now) return { at, earliest }
   const floorAt = Math.max(now, breakableAt, state.rest.floorAt + config.floorMillis)
   return { at: Math.min(at, floorAt), earliest: Math.min(earliest, floorAt) }
 }

@@ -204,8 +204,11 @@ export const nextWake = (config: PoolState.Config, state: PoolState.PoolState, n
 // --------------------------------------------------------------------------------------------------------------- lanes
 
 /** The waiters of a lane want the same keys, so that what blocks its head blocks it whole. */
-const laneOf = (request: Pick<PoolState.Request, "model" | "only"> & { readonly call?: number }): string =>
-  (request.only === undefined ? "" : `${request.call}`) + (request.model === undefined ? "" : `\n${request.model}`)
+const laneOf = ({ call, lane, model, only }: LaneRequest): string =>
+  (only === undefined ? "" : lane === undefined ? `${call}` : JSON.stringify(lane)) +
+  (model === undefined ? "" : `\n${model}`)
+
+type LaneRequest = Pick<PoolState.Request, "model" | "only" | "lane"> & { readonly call?: number }
 
 const withWaiter = (state: PoolState.PoolState, waiter: PoolState.Waiter): PoolState.PoolState => {
   const { request, until } = waiter
@@ -442,13 +445,13 @@ const openingOf = (
   view: PoolState.LaneView,
   now: number
 ): PoolState.OpeningTime =>
-  view.open.length > 0 ? { at: now, earliest: now } : PoolState.withFloor(config, state, view, now)
+  view.open.length > 0 ? { at: now, earliest: now } : PoolState.withFloor(config, state, view.request, view, now)
 
 /** All keys, looked at for one lane. */
 const survey = (
   config: PoolState.Config,
   state: PoolState.PoolState,
-  { model, only }: PoolState.LaneView["request"],
+  { floor, model, only }: PoolState.LaneView["request"],
   from: number,
   now: number
 ): PoolState.LaneView => {
@@ -467,7 +470,7 @@ const survey = (
     else nearest = nearer(nearest, closed, key.slot)
     return false
   })
-  return { ...nearest, request: { model, only }, open, from }
+  return { ...nearest, request: { floor, model, only }, open, from }
 }
 
 /** A lane after some keys changed; `undefined` when the nearest of them went away, so that all must be looked at. */
