@@ -168,6 +168,21 @@ const noted = (book: Book, name: string, holder: string, now: number, most: numb
 }
 
 /**
+ * A book with what another, later one knows beside.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const merged = (book: Book, later: Book): Book => {
+  let next: Book = { ...book, changes: book.changes + later.changes }
+  for (const name of RedBlackTree.values(later.order)) {
+    const entry = HashMap.get(later.entries, name)
+    if (entry._tag === "Some") next = remember(next, [name], entry.value.holder, entry.value.at)
+  }
+  return next
+}
+
+/**
  * Forgets names.
  *
  * @since 0.1.0

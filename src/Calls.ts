@@ -82,7 +82,11 @@ export const run = <A, E, R>(
     const given = Context.get(fiber.getFiberRef(FiberRef.currentContext), CallOptions)
     const clock = Context.get(fiber.getFiberRef(DefaultServices.currentServices), Clock.Clock)
     const call = OngoingCall.make(core, given, options, clock)
-    const running = Effect.uninterruptibleMask((restore) => first(core, call, { restore, use, options }))
+    const running = onceLoaded(
+      core,
+      call,
+      (call) => Effect.uninterruptibleMask((restore) => first(core, call, { restore, use, options }))
+    )
     const timed = OngoingCall.withDeadline(core, running, call, given)
     return core.telemetry.listened() ? Effect.onExit(timed, (exit) => OngoingCall.ended(core, call, exit)) : timed
   })
@@ -99,18 +103,29 @@ export const lease = (core: PoolCore.PoolCore): Effect.Effect<HeldLease.HeldLeas
     const given = yield* CallOptions
     const call = OngoingCall.make(core, given, {}, clock)
     const random = core.config.strategy.randomised ? yield* Random.next : 0
-    const waiting = Effect.uninterruptibleMask((restore) =>
-      Effect.gen(function*() {
-        const acquired = yield* start(core, restore, call, random, undefined)
-        if ("_tag" in acquired) return yield* Acquisition.refusal(core, call, acquired)
-        const lease = HeldLease.make(core, acquired, 1, clock)
-        yield* Effect.addFinalizer(() => lease.end)
-        yield* core.telemetry.publish(HeldLease.startEvents(core, acquired, 1))
-        return lease
-      })
-    )
+    const waiting = onceLoaded(core, call, (call) =>
+      Effect.uninterruptibleMask((restore) =>
+        Effect.gen(function*() {
+          const acquired = yield* start(core, restore, call, random, undefined)
+          if ("_tag" in acquired) return yield* Acquisition.refusal(core, call, acquired)
+          const lease = HeldLease.make(core, acquired, 1, clock)
+          yield* Effect.addFinalizer(() => lease.end)
+          yield* core.telemetry.publish(HeldLease.startEvents(core, acquired, 1))
+          return lease
+        })
+      ))
     return yield* OngoingCall.withDeadline(core, waiting, call, given)
   })
+
+/** What a call does once the pool's record is loaded: it picks no key before it is known what was held against each. */
+const onceLoaded = <A, E, R>(
+  { loaded }: PoolCore.PoolCore,
+  call: OngoingCall.OngoingCall,
+  f: (call: OngoingCall.OngoingCall) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E, R> =>
+  loaded === undefined
+    ? f(call)
+    : Effect.flatMap(loaded, () => f({ ...call, startedAt: MonotonicTime.nowOf(call.clock) }))
 
 // ------------------------------------------------------------------------------------------------------------ attempts
 
