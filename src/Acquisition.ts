@@ -56,9 +56,8 @@ export const acquireTogether = (
     const until = OngoingCall.waitUntil(call, call.startedAt)
     const home = Homes.awaited(core.config, state, request, call.startedAt)
     if (home === undefined) return acquire(core, restore, call, request, until)
-    const own: PoolState.Request = { ...request, only: ({ id }) => id === home }
     return Effect.flatMap(
-      acquire(core, restore, call, own, Math.min(until, call.startedAt + Homes.patienceMillis)),
+      acquire(core, restore, call, { ...request, ...home }, Math.min(until, call.startedAt + Homes.patienceMillis)),
       (acquired) =>
         "_tag" in acquired && !acquired.closed
           ? acquire(core, restore, call, { ...request, call: acquired.call }, until)

@@ -100,7 +100,8 @@ export const emptyBook: Book = {
 export const empty: Affinity = { conversations: emptyBook, resources: emptyBook }
 
 /**
- * A caller's name for what belongs together, as the book keeps it: a long one is cut, and told apart by a hash.
+ * A caller's name for what belongs together, or a provider's for what it stores, as the book keeps it: a long one is cut,
+ * and told apart by a hash.
  *
  * @since 0.1.0
  * @category constructors
@@ -164,6 +165,21 @@ const noted = (book: Book, name: string, holder: string, now: number, most: numb
     order = RedBlackTree.removeFirst(order, oldestUse)
   }
   return { entries, order, uses: use, changes: isNew ? book.changes + 1 : book.changes }
+}
+
+/**
+ * A book with what another, later one knows beside.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const merged = (book: Book, later: Book): Book => {
+  let next: Book = { ...book, changes: book.changes + later.changes }
+  for (const name of RedBlackTree.values(later.order)) {
+    const entry = HashMap.get(later.entries, name)
+    if (entry._tag === "Some") next = remember(next, [name], entry.value.holder, entry.value.at)
+  }
+  return next
 }
 
 /**

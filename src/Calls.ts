@@ -86,7 +86,11 @@ export const run = <A, E, R>(
     const given = Context.get(fiber.getFiberRef(FiberRef.currentContext), CallOptions)
     const clock = Context.get(fiber.getFiberRef(DefaultServices.currentServices), Clock.Clock)
     const call = OngoingCall.make(core, given, options, clock)
-    const running = Effect.uninterruptibleMask((restore) => first(core, call, { restore, use, options }))
+    const running = onceLoaded(
+      core,
+      call,
+      (call) => Effect.uninterruptibleMask((restore) => first(core, call, { restore, use, options }))
+    )
     const timed = OngoingCall.withDeadline(core, running, call, given)
     return core.telemetry.listened() ? Effect.onExit(timed, (exit) => OngoingCall.ended(core, call, exit)) : timed
   })
@@ -103,20 +107,31 @@ export const lease = (core: PoolCore.PoolCore): Effect.Effect<HeldLease.HeldLeas
     const given = yield* CallOptions
     const call = OngoingCall.make(core, given, {}, clock)
     const random = core.config.strategy.randomised ? yield* Random.next : 0
-    const waiting = Effect.uninterruptibleMask((restore) =>
-      Effect.gen(function*() {
-        const acquired = yield* start(core, restore, call, random, undefined)
-        if ("_tag" in acquired) return yield* Acquisition.refusal(core, call, acquired)
-        const lease = HeldLease.make(core, acquired, 1, clock)
-        // What is done with it nobody knows.
-        lease.begin()
-        yield* Effect.addFinalizer(() => lease.end)
-        yield* core.telemetry.publish(HeldLease.startEvents(core, acquired, 1))
-        return lease
-      })
-    )
+    const waiting = onceLoaded(core, call, (call) =>
+      Effect.uninterruptibleMask((restore) =>
+        Effect.gen(function*() {
+          const acquired = yield* start(core, restore, call, random, undefined)
+          if ("_tag" in acquired) return yield* Acquisition.refusal(core, call, acquired)
+          const lease = HeldLease.make(core, acquired, 1, clock)
+          // What is done with it nobody knows.
+          lease.begin()
+          yield* Effect.addFinalizer(() => lease.end)
+          yield* core.telemetry.publish(HeldLease.startEvents(core, acquired, 1))
+          return lease
+        })
+      ))
     return yield* OngoingCall.withDeadline(core, waiting, call, given)
   })
+
+/** What a call does once the pool's record is loaded: it picks no key before it is known what was held against each. */
+const onceLoaded = <A, E, R>(
+  { loaded }: PoolCore.PoolCore,
+  call: OngoingCall.OngoingCall,
+  f: (call: OngoingCall.OngoingCall) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E, R> =>
+  loaded === undefined
+    ? f(call)
+    : Effect.flatMap(loaded, () => f({ ...call, startedAt: MonotonicTime.nowOf(call.clock) }))
 
 // ------------------------------------------------------------------------------------------------------------ attempts
 
@@ -146,19 +161,23 @@ const first = <A, E, R>(
   call: OngoingCall.OngoingCall,
   work: Work<A, E, R>
 ): Effect.Effect<A, E | PoolError, R> => {
-  const go = (record: PoolState.LeaseRecord, only?: PoolState.Request["only"]) =>
+  const go = (record: PoolState.LeaseRecord, within?: PoolState.Among) =>
     Effect.flatMap(
       attempt(core, call, work, record, 1, call.startedAt),
       (result): Effect.Effect<A, E | PoolError, R> =>
-        result instanceof Again ? rescue(core, call, work, result, only) : Effect.succeed(result)
+        result instanceof Again ? rescue(core, call, work, result, within) : Effect.succeed(result)
     )
   const begin = (random: number): Effect.Effect<A, E | PoolError, R> => {
-    if (call.affinity !== undefined) {
-      return Effect.flatMap(within(core, call), (only) =>
-        Effect.flatMap(
-          start(core, work.restore, call, random, only),
-          (acquired) => "_tag" in acquired ? Acquisition.refusal(core, call, acquired, only) : go(acquired, only)
-        ))
+    const { affinity } = call
+    if (affinity !== undefined) {
+      return Effect.flatMap(Ref.get(core.state), (state) => {
+        const within = Homes.within(state, affinity.resources, call.startedAt)
+        return Effect.flatMap(
+          start(core, work.restore, call, random, within),
+          (acquired) =>
+            "_tag" in acquired ? Acquisition.refusal(core, call, acquired, within?.only) : go(acquired, within)
+        )
+      })
     }
     const request =
       random === 0 && call.model === undefined && call.operation === undefined && call.tokens === undefined
@@ -194,21 +213,14 @@ const start = (
   restore: Acquisition.Restore,
   call: OngoingCall.OngoingCall,
   random: number,
-  only: PoolState.Request["only"]
+  within: PoolState.Among | undefined
 ): Effect.Effect<PoolState.LeaseRecord | Acquisition.Refused> => {
   const { affinity, model, operation, tokens } = call
-  const request: PoolState.Request = { ...firstRequest, model, operation, tokens, random, only, affinity }
+  const request: PoolState.Request = { ...firstRequest, ...within, model, operation, tokens, random, affinity }
   return affinity?.conversation === undefined
     ? Acquisition.acquire(core, restore, call, request, OngoingCall.waitUntil(call, call.startedAt))
     : Acquisition.acquireTogether(core, restore, call, request)
 }
-
-/** The keys that can serve a call at all, where that is known of the resources which it names: those of one group. */
-const within = (core: PoolCore.PoolCore, { affinity, startedAt }: OngoingCall.OngoingCall) =>
-  Effect.map(Ref.get(core.state), (state): PoolState.Request["only"] => {
-    const group = affinity === undefined ? undefined : Homes.groupWith(state, affinity.resources, startedAt)
-    return group === undefined ? undefined : (key) => ApiKey.groupOf(key) === group
-  })
 
 /** One attempt with a leased key: its value, or a fault after which the call may try again. */
 const attempt = <A, E, R>(
@@ -302,7 +314,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   call: OngoingCall.OngoingCall,
   work: Work<A, E, R>,
   first: Again<A, E>,
-  within: PoolState.Request["only"]
+  within: PoolState.Among | undefined
 ) {
   const { config, settings, state, telemetry } = core
   const { clock } = call
@@ -322,6 +334,8 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   let failure = ""
   /** Retry tokens that the call has used. */
   let used = 0
+  /** The keys that can serve it, as far as that is known by now. */
+  const among = (): PoolState.Among => without.size > 0 ? { only: mayHave } : within ?? anyKey
 
   const denied = (reason: "time" | "tokens") =>
     telemetry.publish([{
@@ -422,7 +436,13 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       if (next._tag === "Done") return yield* next.outOfBudget ? outOfBudget("policy") : tried.exit
       stepper = next.stepper
       const atOnce = decision._tag === "Rotate" &&
-        PoolState.hasOther(config, yield* Ref.get(state), call.model, avoid, at, call.tokens)
+        PoolState.hasOther(
+          config,
+          yield* Ref.get(state),
+          { model: call.model, only: among().only, tokens: call.tokens },
+          avoid,
+          at
+        )
       spentBudget = !atOnce && next.at > call.budgetEnd
       if (!atOnce && !spentBudget && next.at > at) {
         yield* work.restore(Effect.sleep(Math.min(Math.ceil(next.at - at), MonotonicTime.longestSleep)))
@@ -432,10 +452,11 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
     graced = graced || spentBudget
     const isElsewhere = decision._tag === "Elsewhere"
     if (isElsewhere && decision.where === "untried-group") without.add(ApiKey.groupOf(tried.record.key))
-    const only = both(
-      without.size > 0 ? mayHave : within,
-      isElsewhere && decision.where !== "untried-group" ? suited(decision.where, tried.record.key) : undefined
-    )
+    const elsewhere = isElsewhere && decision.where !== "untried-group" ? decision.where : undefined
+    const wanted = elsewhere === undefined
+      ? among()
+      : { only: both(among().only, suited(elsewhere, tried.record.key)) }
+    const { only } = wanted
     const random = config.strategy.randomised ? yield* Random.next : 0
     const waitingSince = MonotonicTime.nowOf(clock)
     const acquired = yield* Acquisition.acquire(
@@ -448,12 +469,12 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
         operation: call.operation,
         tokens: call.tokens,
         avoid,
-        only,
+        ...wanted,
         affinity: call.affinity,
         rotation: true,
         random
       },
-      isElsewhere || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
+      elsewhere !== undefined || spentBudget ? waitingSince : OngoingCall.waitUntil(call, waitingSince)
     )
     if ("_tag" in acquired) {
       if (parks && !acquired.closed && MonotonicTime.nowOf(clock) >= call.budgetEnd) return yield* outOfBudget("call")
@@ -486,8 +507,10 @@ const suited = (where: "other-group" | "higher-limit", failed: ApiKey.ApiKey) =>
   return (key.limits.tokensPerMinute ?? 0) > (failed.limits.tokensPerMinute ?? 0)
 }
 
-const both = (a: PoolState.Request["only"], b: PoolState.Request["only"]): PoolState.Request["only"] =>
-  a === undefined ? b : b === undefined ? a : (key) => a(key) && b(key)
+const both = (a: PoolState.Among["only"], b: (key: ApiKey.ApiKey) => boolean): PoolState.Among["only"] =>
+  a === undefined ? b : (key) => a(key) && b(key)
+
+const anyKey: PoolState.Among = { only: undefined }
 
 const noResources: ReadonlyArray<string> = []
 

@@ -7,6 +7,7 @@ import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as MutableRef from "effect/MutableRef"
 import * as Random from "effect/Random"
+import * as Affinity from "./Affinity.js"
 import type * as AnnouncedLimit from "./AnnouncedLimit.js"
 import * as ApiKey from "./ApiKey.js"
 import * as Homes from "./Homes.js"
@@ -129,7 +130,13 @@ export const make = (
     remember: (resources) =>
       resources.length === 0 ? Effect.void : Effect.asVoid(
         PoolCore.step(core, (state, now) => ({
-          state: Homes.learn(state, resources, ApiKey.groupOf(record.key), now),
+          state: Homes.learn(
+            state,
+            resources.map(Affinity.nameOf),
+            // The key may have been given a group meanwhile.
+            ApiKey.groupOf(PoolState.find(state, record.key.id)?.key ?? record.key),
+            now
+          ),
           events: PoolState.noEvents
         }))
       ),

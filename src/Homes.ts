@@ -22,6 +22,23 @@ export const patienceMillis = 2_000
 // --------------------------------------------------------------------------------------------------------- resources
 
 /**
+ * The keys that can serve a call at all, where that is known of the resources that it names: those of one group.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const within = (
+  state: PoolState.PoolState,
+  resources: ReadonlyArray<string>,
+  now: number
+): PoolState.Among | undefined => {
+  const group = groupWith(state, resources, now)
+  return group === undefined
+    ? undefined
+    : { only: (key) => ApiKey.groupOf(key) === group, lane: `group ${group}` }
+}
+
+/**
  * The group that has the first of these resources of which that is known; `undefined` when nothing is known, or when the
  * pool has no key of that group (any more).
  *
@@ -142,7 +159,7 @@ export const loadBound = (state: PoolState.PoolState): number =>
 
 /**
  * The key that is worth waiting for: that of the call's conversation, when it may not serve now but soon will, or may.
- * What is only a guess is not waited for.
+ * What is only a guess is not waited for, nor broken: there may be other keys.
  *
  * @since 0.1.0
  * @category getters
@@ -152,7 +169,7 @@ export const awaited = (
   state: PoolState.PoolState,
   request: PoolState.Request,
   now: number
-): string | undefined => {
+): PoolState.Among | undefined => {
   const conversation = request.affinity?.conversation
   if (conversation === undefined) return undefined
   const id = Affinity.holderOf(state.rest.affinity.conversations, conversation, now)
@@ -162,7 +179,11 @@ export const awaited = (
   const latest = now + patienceMillis
   return closed !== undefined && Math.min(closed.until, closed.earliest) <= latest &&
       closed.breakableAt >= Math.min(closed.until, latest)
-    ? home.id
+    ? {
+      only: (key) => key.id === home.id && request.only?.(key) !== false,
+      lane: `key ${home.id}, ${request.lane ?? "any"}`,
+      floor: false
+    }
     : undefined
 }
 

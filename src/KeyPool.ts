@@ -14,7 +14,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
+import type * as Stream from "effect/Stream"
 import * as Calls from "./Calls.js"
 import type { RunOptions } from "./Calls.js"
 import type * as CircuitBreaker from "./CircuitBreaker.js"
@@ -188,9 +188,9 @@ const fromResolved = (
   resolved: PoolSettings.Resolved
 ): Effect.Effect<Service, never, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore> =>
   Effect.gen(function*() {
-    const core = yield* PoolCore.make(resolved)
-    const loading = yield* PoolUpkeep.start(core)
-    const pool: Service = {
+    const made = yield* PoolCore.make(resolved)
+    const core: PoolCore.PoolCore = { ...made, loaded: yield* PoolUpkeep.start(made) }
+    return {
       name: core.config.pool,
       run: (use, options) => Calls.run(core, use, options ?? {}),
       stream: (use, options) => PooledStreams.stream(core, use, options ?? {}),
@@ -204,13 +204,4 @@ const fromResolved = (
       drain: (id) => PoolControls.drain(core, id),
       reset: (id) => PoolControls.reset(core, id)
     }
-    return loading === undefined ? pool : afterLoading(pool, loading)
   })
-
-/** A pool whose record is still being loaded: it picks no key before it knows what was held against each. */
-const afterLoading = (pool: Service, loading: Effect.Effect<void>): Service => ({
-  ...pool,
-  run: (use, options) => Effect.zipRight(loading, pool.run(use, options)),
-  stream: (use, options) => Stream.unwrap(Effect.as(loading, pool.stream(use, options))),
-  lease: Effect.zipRight(loading, pool.lease)
-})

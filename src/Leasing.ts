@@ -189,7 +189,8 @@ const floor = (
   affinity: Affinity.Bond | undefined
 ): Leased => {
   const refused: Leased = { state, lease: undefined, events: PoolState.noEvents }
-  if (config.floorMillis === undefined || now < state.rest.floorAt + config.floorMillis) return refused
+  if (request.floor === false || config.floorMillis === undefined) return refused
+  if (now < state.rest.floorAt + config.floorMillis) return refused
   const key = floorKey(config, state, request, now)
   if (key === undefined) return refused
   const granted = grant(
@@ -211,7 +212,7 @@ const floor = (
 const floorKey = (
   config: PoolState.Config,
   state: PoolState.PoolState,
-  request: PoolState.Wants,
+  request: PoolState.Wanted,
   now: number
 ): KeyState.KeyState | undefined => {
   const first = PoolState.nearest(config, state, request, now)

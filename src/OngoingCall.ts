@@ -80,7 +80,10 @@ export const make = (
 const wishOf = (conversation: string | undefined, resources: ReadonlyArray<string>): Affinity.Wish | undefined =>
   conversation === undefined && resources.length === 0
     ? undefined
-    : { conversation: conversation === undefined ? undefined : Affinity.nameOf(conversation), resources }
+    : {
+      conversation: conversation === undefined ? undefined : Affinity.nameOf(conversation),
+      resources: resources.map(Affinity.nameOf)
+    }
 
 const noResources: ReadonlyArray<string> = []
 

@@ -49,6 +49,8 @@ export interface PoolCore {
   readonly dirty: Queue.Queue<void>
   /** Says that it became known where some resource is stored. */
   readonly learned: Queue.Queue<void>
+  /** What calls wait for, where the pool is there before its record is. */
+  readonly loaded?: Effect.Effect<void> | undefined
   /** Who waits until a retired key has left, by its id. */
   readonly drains: Ref.Ref<HashMap.HashMap<string, Deferred.Deferred<void>>>
 }

@@ -160,7 +160,8 @@ export const benchGroup = (
 }
 
 /**
- * Puts a key (by id) or a group on the bench for one model; nothing when it is not in the pool.
+ * Puts a key (by id) or a group on the bench for one model, knowing what is held against it already; nothing when it is
+ * not in the pool.
  *
  * @since 0.1.0
  * @category steps
@@ -170,13 +171,15 @@ export const benchModel = (
   scope: "key" | "group",
   of: string,
   model: string,
-  bench: KeyState.Bench,
+  bench: (own: KeyState.Bench | undefined) => KeyState.Bench,
   now: number
 ): PoolState.PoolState => {
   const key = scope === "key"
     ? PoolState.find(state, of)
     : PoolState.keys(state).find((key) => key.key.quotaGroup === of)
-  return key === undefined ? state : Benches.imposeOnModel(state, key, scope, model, bench, now)
+  return key === undefined
+    ? state
+    : Benches.imposeOnModel(state, key, scope, model, bench(Benches.at(state, key, { scope, model })), now)
 }
 
 /**

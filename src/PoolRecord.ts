@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as HashMap from "effect/HashMap"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Affinity from "./Affinity.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
@@ -210,7 +211,7 @@ const resourcesFrom = (
 
 /**
  * A pool with what was kept of it. What remains of a wait is never longer than the whole of it was; keys that the pool
- * no longer has are left out.
+ * no longer has are left out. What the pool has learned meanwhile stays: counters add up, waits merge by maximum.
  *
  * @since 0.1.0
  * @category decoding
@@ -238,26 +239,36 @@ export const restore = (
       trial: undefined
     }
   }
+  const later = (own: KeyState.Bench | undefined, stored: StoredBench): KeyState.Bench => {
+    const kept = bench(stored)
+    return own !== undefined && own.until > kept.until ? own : kept
+  }
   // What is restored is known as of now: the floor does not break it in this moment.
   let next: PoolState.PoolState = { ...state, rest: { ...state.rest, floorAt: now } }
   for (const stored of record.keys) {
     next = PoolKeys.updateKey(config, next, stored.id, (key) => ({
       ...key,
-      enabled: stored.enabled,
-      total: stored.total,
-      successes: stored.successes,
-      faults: stored.faults,
-      ignored: stored.ignored,
-      breaker: CircuitBreaker.fromStored(stored.breaker, now, wallOffset, key.breaker.generation + 1),
-      bench: stored.bench === undefined ? key.bench : bench(stored.bench)
+      enabled: key.enabled && stored.enabled,
+      total: key.total + stored.total,
+      successes: key.successes + stored.successes,
+      faults: key.faults + stored.faults,
+      ignored: key.ignored + stored.ignored,
+      // A key that has been tried here is known better here.
+      breaker: key.successes + key.faults > 0
+        ? key.breaker
+        : CircuitBreaker.fromStored(stored.breaker, now, wallOffset, key.breaker.generation + 1),
+      bench: stored.bench === undefined ? key.bench : later(key.bench, stored.bench)
     }), now)?.state ?? next
   }
-  for (const stored of record.groups) next = PoolKeys.benchGroup(config, next, stored.group, bench(stored.bench), now)
-  for (const stored of record.models) {
-    next = PoolKeys.benchModel(next, stored.scope, stored.of, stored.model, bench(stored.bench), now)
+  for (const { bench: stored, group } of record.groups) {
+    const own = Option.getOrUndefined(HashMap.get(next.rest.groups, group))?.bench
+    next = PoolKeys.benchGroup(config, next, group, later(own, stored), now)
+  }
+  for (const { bench: stored, model, of, scope } of record.models) {
+    next = PoolKeys.benchModel(next, scope, of, model, (own) => later(own, stored), now)
   }
   if (record.resources !== undefined) {
-    const resources = resourcesFrom(record.resources, now, wallOffset)
+    const resources = Affinity.merged(resourcesFrom(record.resources, now, wallOffset), next.rest.affinity.resources)
     next = { ...next, rest: { ...next.rest, affinity: { ...next.rest.affinity, resources } } }
   }
   return next

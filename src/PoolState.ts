@@ -173,7 +173,7 @@ export interface View {
  * @category models
  */
 export interface LaneView extends Nearest {
-  readonly request: Wants
+  readonly request: Wanted
   readonly open: ReadonlyArray<number>
   /** The keys of `at` and of `earliest`. */
   readonly atSlot: number
@@ -279,12 +279,35 @@ export interface LeaseRecord {
 }
 
 /**
+ * Which keys may serve a request at all.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Among {
+  /** Absent: all. */
+  readonly only: ((key: ApiKey.ApiKey) => boolean) | undefined
+  /** A name for these keys: those who want the same wait in one lane. Without it each waits alone. */
+  readonly lane?: string | undefined
+  /** Whether the floor may serve it (default true). */
+  readonly floor?: boolean | undefined
+}
+
+/**
+ * What decides when a request may be served.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Wanted = Pick<Request, "model" | "only" | "floor" | "tokens">
+
+/**
  * What a call wants of a key.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Request {
+export interface Request extends Among {
   /** The call's number; 0 for a call that begins. */
   readonly call: number
   readonly model: string | undefined
@@ -292,8 +315,6 @@ export interface Request {
   readonly operation?: string | undefined
   /** Keys to avoid if there are others, by slot: those that failed this call already. */
   readonly avoid: ReadonlyArray<number>
-  /** Which keys may serve at all; absent: all. */
-  readonly only: ((key: ApiKey.ApiKey) => boolean) | undefined
   /** What it will use, as far as limits of tokens must know it before. */
   readonly tokens?: RateLimit.Estimate | undefined
   /** Where it would rather be. */
@@ -301,14 +322,6 @@ export interface Request {
   readonly rotation: boolean
   readonly random: number
 }
-
-/**
- * What of a request decides which keys may serve it.
- *
- * @since 0.1.0
- * @category models
- */
-export type Wants = Pick<Request, "model" | "only" | "tokens">
 
 /**
  * A call that waits.
@@ -715,15 +728,14 @@ const paceMillis = 5_000
 export const hasOther = (
   config: Config,
   state: PoolState,
-  model: string | undefined,
+  { model, only, tokens }: Pick<Request, "model" | "only" | "tokens">,
   avoid: ReadonlyArray<number>,
-  now: number,
-  tokens?: RateLimit.Estimate
+  now: number
 ): boolean => {
   if (state.index.size === 0 && now < state.nextOpening) return false
   const held = heldUntil(config, state, model, now)
   if (typeof held === "number") return false
-  if (held === undefined && now < state.nextOpening && !narrowed(state, model)) {
+  if (held === undefined && now < state.nextOpening && only === undefined && !narrowed(state, model)) {
     let avoided = 0
     for (const slot of new Set(avoid)) {
       const key = SlotMap.get(state.slots, slot)
@@ -733,7 +745,9 @@ export const hasOther = (
   }
   return SlotMap.find(
     state.slots,
-    (key) => !avoid.includes(key.slot) && fullGate(config, state, key, model, now, tokens) === undefined
+    (key) =>
+      !avoid.includes(key.slot) && only?.(key.key) !== false &&
+      fullGate(config, state, key, model, now, tokens) === undefined
   ) !== undefined
 }
 
@@ -748,7 +762,7 @@ export const hasOther = (
 export const explain = (
   config: Config,
   state: PoolState,
-  request: Wants,
+  request: Wanted,
   now: number,
   except?: number,
   unsuited: "unsuited" | "affinity" = "unsuited"
@@ -813,10 +827,10 @@ export interface OpeningTime {
 export const opening = (
   config: Config,
   state: PoolState,
-  request: Wants,
+  request: Wanted,
   now: number
 ): OpeningTime =>
-  withHealth(config, state, request, withFloor(config, state, nearest(config, state, request, now), now), now)
+  withHealth(config, state, request, withFloor(config, state, request, nearest(config, state, request, now), now), now)
 
 /**
  * The opening time with what the provider's breakers hold back.
@@ -827,7 +841,7 @@ export const opening = (
 export const withHealth = (
   config: Config,
   state: PoolState,
-  request: Wants,
+  request: Wanted,
   opens: OpeningTime,
   now: number
 ): OpeningTime => {
@@ -852,10 +866,11 @@ export const withHealth = (
 export const withFloor = (
   config: Config,
   state: PoolState,
+  { floor = true }: Wanted,
   { at, breakableAt, earliest }: Nearest,
   now: number
 ): OpeningTime => {
-  if (config.floorMillis === undefined || breakableAt >= at || earliest <= now) return { at, earliest }
+  if (!floor || config.floorMillis === undefined || breakableAt >= at || earliest <= now) return { at, earliest }
   const floorAt = Math.max(now, breakableAt, state.rest.floorAt + config.floorMillis)
   return { at: Math.min(at, floorAt), earliest: Math.min(earliest, floorAt) }
 }
@@ -879,7 +894,7 @@ export interface Nearest extends OpeningTime {
 export const nearest = (
   config: Config,
   state: PoolState,
-  request: Wants,
+  request: Wanted,
   now: number
 ): Nearest => {
   if (request.only === undefined && !narrowed(state, request.model)) {

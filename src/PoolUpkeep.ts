@@ -59,29 +59,34 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
     const { loads, pause } = yield* Upkeep
     const storeWorks = yield* Ref.make(true)
     const worded = yield* Ref.make<Worded>({ changes: 0, resources: [] })
-    const loading = keeps ? tolerate(core, storeWorks, load(core)) : Effect.void
+    const found = yield* Ref.make<Went>("late")
+    const loading = keeps ? loadInto(core, storeWorks, found, storeMillis) : Effect.void
     const behind = keeps && loads === "behind" ? yield* Effect.forkIn(loading, scope) : undefined
     if (behind === undefined) yield* loading
+    // However the loading ends: it tells what was wrong by itself.
+    const loaded = behind === undefined ? undefined : Effect.asVoid(Fiber.await(behind))
     yield* core.telemetry.publish([
       ...keys.map((key) => joined(core, key, false)),
       ...duplicates.map((key) => joined(core, key, true))
     ])
     yield* Effect.forkIn(Effect.interruptible(waker(core)), scope)
     if (keeps) {
-      yield* Effect.forkIn(Effect.interruptible(saver(core, storeWorks, worded, pause)), scope)
+      const saving = saver(core, storeWorks, found, worded, pause)
+      yield* Effect.forkIn(Effect.interruptible(Effect.zipRight(loaded ?? Effect.void, saving)), scope)
       yield* Effect.forkIn(Effect.interruptible(gatherer(core)), scope)
     }
     yield* Effect.addFinalizer(() =>
-      Effect.zipRight(
-        PoolCore.step(core, (before) => ({
+      Effect.gen(function*() {
+        yield* PoolCore.step(core, (before) => ({
           state: { ...before, rest: { ...before.rest, closed: true } },
           events: PoolState.noEvents
-        })),
-        keeps ? tolerate(core, storeWorks, save(core, worded)) : Effect.void
-      )
+        }))
+        if (!keeps) return
+        yield* loaded ?? Effect.void
+        yield* saved(core, storeWorks, found, worded)
+      })
     )
-    // However the loading ends: it tells what was wrong by itself.
-    return behind === undefined ? undefined : Effect.asVoid(Fiber.await(behind))
+    return loaded
   })
 
 const joined = (core: PoolCore.PoolCore, key: ApiKey.ApiKey, duplicate: boolean): Telemetry.Unnumbered => ({
@@ -109,6 +114,7 @@ const waker = (core: PoolCore.PoolCore) =>
 const saver = (
   core: PoolCore.PoolCore,
   storeWorks: Ref.Ref<boolean>,
+  found: Ref.Ref<Went>,
   worded: Ref.Ref<Worded>,
   pause: Settings["pause"]
 ) =>
@@ -116,7 +122,12 @@ const saver = (
     yield* Queue.take(core.dirty)
     // Changes gather for a moment, so that a storm of them is one record.
     yield* Effect.sleep(saveMillis)
-    while (!(yield* tolerate(core, storeWorks, save(core, worded)))) yield* pause(saveAgainMillis)
+    for (;;) {
+      // What could not be read before may be there now; it would be lost else.
+      if ((yield* Ref.get(found)) !== "well") yield* loadInto(core, storeWorks, found, loadAgainMillis)
+      if ((yield* saved(core, storeWorks, found, worded)) === "well") return
+      yield* pause(saveAgainMillis)
+    }
   }))
 
 /** Lets stored resources gather, the longer the more there are already, before the pool is saved because of them. */
@@ -133,6 +144,22 @@ interface Worded {
   readonly changes: number
   readonly resources: ReadonlyArray<PoolRecord.StoredResources>
 }
+
+/** Saves, but replaces no record that may still be on its way by one that knows nothing of it. */
+const saved = (
+  core: PoolCore.PoolCore,
+  storeWorks: Ref.Ref<boolean>,
+  found: Ref.Ref<Went>,
+  worded: Ref.Ref<Worded>
+) =>
+  Effect.flatMap(Ref.get(found), (went) =>
+    went === "late"
+      ? Effect.succeed<Went>("late")
+      : tolerate(core, storeWorks, save(core, worded), storeMillis))
+
+/** Loads the record, and says how it went. */
+const loadInto = (core: PoolCore.PoolCore, storeWorks: Ref.Ref<boolean>, found: Ref.Ref<Went>, millis: number) =>
+  Effect.flatMap(tolerate(core, storeWorks, load(core), millis), (went) => Ref.set(found, went))
 
 const load = ({ config, state, store }: PoolCore.PoolCore) =>
   Effect.gen(function*() {
@@ -161,25 +188,30 @@ const wallOffset = Effect.clockWith((clock) =>
   Effect.succeed(clock.unsafeCurrentTimeMillis() - MonotonicTime.nowOf(clock))
 )
 
+/** How something went that the store was asked for: `late` while, or because, it has not answered. */
+type Went = "well" | "badly" | "late"
+
 /** The store never fails nor holds up the pool: what goes wrong there is told, and the pool goes on. */
 const tolerate = (
   core: PoolCore.PoolCore,
   storeWorks: Ref.Ref<boolean>,
-  effect: Effect.Effect<void, PoolStore.StoreError>
-): Effect.Effect<boolean> =>
+  effect: Effect.Effect<void, PoolStore.StoreError>,
+  millis: number
+): Effect.Effect<Went> =>
   effect.pipe(
     // Also where nothing else is interruptible, at the pool's end.
     Effect.interruptible,
     Effect.disconnect,
     Effect.interruptible,
-    Effect.timeoutFail({ duration: storeMillis, onTimeout: () => tooSlow }),
+    Effect.timeoutFail({ duration: millis, onTimeout: () => tooSlow }),
     Effect.zipRight(Ref.set(storeWorks, true)),
-    Effect.as(true),
+    Effect.as<Went>("well"),
     Effect.catchAllCause((cause) => {
       const error = Option.getOrUndefined(Cause.failureOption(cause))
+      const went: Went = error === tooSlow ? "late" : "badly"
       return Effect.as(
         degraded(core, storeWorks, error === undefined ? "it failed unexpectedly" : error.message),
-        false
+        went
       )
     })
   )
@@ -199,5 +231,7 @@ const storeMillis = 1_000
 const saveMillis = 1_000
 /** How much longer they gather for each stored resource: half a minute for 100,000. */
 const gatherMillis = 0.3
+/** How long it may take for a record that was not there in time, while the pool runs. */
+const loadAgainMillis = 10_000
 /** How long after a failure it is tried again. */
 const saveAgainMillis = 10_000

@@ -33,8 +33,8 @@ export const initial: Progress = { rotations: 0, rateLimited: 0, forbidden: 0, o
 
 /**
  * What to do next. `Rotate`: the next attempt leaves at once, with another key; `retry` tells whether it counts as a
- * retry. `Elsewhere`: one try, only with keys of another group, of a higher limit, or of a group that has not said yet
- * that it does not have what the request names; and only if one is free.
+ * retry. `Elsewhere`: one try, only with keys of another group or of a higher limit, if one is free; or with those of a
+ * group that has not said yet that it does not have what the request names, which are waited for.
  *
  * @since 0.1.0
  * @category models

@@ -84,7 +84,7 @@ const attributed = (
       const changed = succeeded(config, state, key, given, lease, now)
       return lease.affinity === undefined
         ? changed
-        : { ...changed, state: Homes.follow(changed.state, lease.affinity, lease.key, now) }
+        : { ...changed, state: Homes.follow(changed.state, lease.affinity, key.key, now) }
     }
     case "Ignored":
       return ignored(config, state, given, lease, now)

@@ -206,7 +206,8 @@ export const nextWake = (config: PoolState.Config, state: PoolState.PoolState, n
   for (const [, lane] of looked.rest.line.heads) {
     const head = isUsual(looked, lane) ? headOf(looked, lane) : undefined
     if (head === undefined) continue
-    const opens = PoolState.withFloor(config, looked, PoolState.nearest(config, looked, anyOf(head), now), now)
+    const wanted = anyOf(head)
+    const opens = PoolState.withFloor(config, looked, wanted, PoolState.nearest(config, looked, wanted, now), now)
     at = Math.min(at, PoolState.withHealth(config, looked, head.request, opens, now).at)
     // Where the provider is well, one of these lanes is as the other.
     if (!ProviderHealth.isGating(looked.rest.health)) break
@@ -217,8 +218,11 @@ export const nextWake = (config: PoolState.Config, state: PoolState.PoolState, n
 // --------------------------------------------------------------------------------------------------------------- lanes
 
 /** The waiters of a lane want the same keys, so that what blocks its head blocks it whole. */
-const laneOf = (request: Pick<PoolState.Request, "model" | "only"> & { readonly call?: number }): string =>
-  (request.only === undefined ? "" : `${request.call}`) + (request.model === undefined ? "" : `\n${request.model}`)
+const laneOf = ({ call, lane, model, only }: LaneRequest): string =>
+  (only === undefined ? "" : lane === undefined ? `${call}` : JSON.stringify(lane)) +
+  (model === undefined ? "" : `\n${model}`)
+
+type LaneRequest = Pick<PoolState.Request, "model" | "only" | "lane"> & { readonly call?: number }
 
 const withWaiter = (state: PoolState.PoolState, waiter: PoolState.Waiter): PoolState.PoolState => {
   const { request, until } = waiter
@@ -510,7 +514,7 @@ const openingOf = (
     config,
     state,
     view.request,
-    view.open.length > 0 ? { at: now, earliest: now } : PoolState.withFloor(config, state, view, now),
+    view.open.length > 0 ? { at: now, earliest: now } : PoolState.withFloor(config, state, view.request, view, now),
     now
   )
 
@@ -518,7 +522,7 @@ const openingOf = (
 const survey = (
   config: PoolState.Config,
   state: PoolState.PoolState,
-  { model, only, tokens }: PoolState.Wants,
+  { floor, model, only, tokens }: PoolState.Wanted,
   from: number,
   now: number
 ): PoolState.LaneView => {
@@ -537,7 +541,7 @@ const survey = (
     else nearest = nearer(nearest, closed, key.slot)
     return false
   })
-  return { ...nearest, request: { model, only, tokens }, open, from }
+  return { ...nearest, request: { floor, model, only, tokens }, open, from }
 }
 
 /** A lane after some keys changed; `undefined` when the nearest of them went away, so that all must be looked at. */
@@ -587,8 +591,8 @@ const never = { until: Infinity, earliest: Infinity, breakableAt: Infinity }
 /** With more changes than this it is quicker to look at all keys. */
 const manyChanges = 64
 
-const anyModel: PoolState.Wants = { model: undefined, only: undefined }
+const anyModel: PoolState.Wanted = { model: undefined, only: undefined }
 
 /** What keys must offer that serve one of the usual lanes: what the first of them costs. */
-const anyOf = (first: PoolState.Waiter | undefined): PoolState.Wants =>
+const anyOf = (first: PoolState.Waiter | undefined): PoolState.Wanted =>
   first === undefined ? anyModel : { ...anyModel, tokens: first.request.tokens }

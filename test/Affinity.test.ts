@@ -1,5 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Deferred from "effect/Deferred"
 import * as FastCheck from "effect/FastCheck"
+import * as FiberId from "effect/FiberId"
+import * as HashMap from "effect/HashMap"
 import * as Affinity from "../src/Affinity.js"
 import * as Homes from "../src/Homes.js"
 import * as Leasing from "../src/Leasing.js"
@@ -7,6 +10,7 @@ import * as Outcome from "../src/Outcome.js"
 import * as PoolKeys from "../src/PoolKeys.js"
 import * as PoolState from "../src/PoolState.js"
 import * as Settling from "../src/Settling.js"
+import * as WaitingLine from "../src/WaitingLine.js"
 import { baseConfig, makeKey } from "./support/pool-model.js"
 
 const day = 24 * 3_600_000
@@ -169,6 +173,42 @@ describe("seats", () => {
     assert.strictEqual(Affinity.holderOf(moved.rest.affinity.conversations, "c", 1), second.id)
     const late = Homes.follow(moved, { ...bond, from: undefined }, first, 2)
     assert.strictEqual(Affinity.holderOf(late.rest.affinity.conversations, "c", 2), second.id)
+  })
+
+  it("C2, H4: all who want the same keys wait in one lane, which is looked at once for all of them", () => {
+    const keys = [makeKey(0, { group: undefined, concurrency: 1, models: undefined }), keyOf(1)]
+    const config = { ...baseConfig, maxWaiters: 1_000 }
+    const own = keys[0]?.id ?? ""
+    const known = Homes.learn(PoolKeys.make(config, keys, 0), ["file-1", "file-2"], own, 0)
+    const busy = lease(known, "c", 0)
+    const homed = Homes.follow(
+      PoolKeys.updateKey(config, busy.state, own, (key) => ({ ...key, inFlight: 1 }), 0)?.state ?? busy.state,
+      { conversation: "c", resources: [], from: undefined },
+      keys[0] ?? keyOf(0),
+      0
+    )
+    let state = homed
+    for (let i = 0; i < 300; i++) {
+      const resources = [i % 2 === 0 ? "file-1" : "file-2"]
+      const conversation = i % 3 === 0 ? "c" : undefined
+      const request: PoolState.Request = {
+        call: 0,
+        model: undefined,
+        avoid: [],
+        only: undefined,
+        ...Homes.within(state, resources, 0),
+        affinity: { conversation, resources },
+        rotation: false,
+        random: 0
+      }
+      const wanted = { ...request, ...Homes.awaited(config, state, request, 0) }
+      const answer = Deferred.unsafeMake<PoolState.LeaseRecord | undefined>(FiberId.none)
+      const acquired = WaitingLine.acquire(config, state, wanted, { until: 2_000, answer }, 0)
+      assert.isTrue(typeof acquired.outcome === "object", String(acquired.outcome))
+      state = acquired.state
+    }
+    assert.strictEqual(state.rest.waiting, 300)
+    assert.strictEqual(HashMap.size(state.rest.lanes), 2)
   })
 
   it("H4: the owner of a resource is its group, as long as the pool has a key of it", () => {

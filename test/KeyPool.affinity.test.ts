@@ -7,6 +7,7 @@ import * as Scope from "effect/Scope"
 import * as TestClock from "effect/TestClock"
 import * as ApiKey from "../src/ApiKey.js"
 import * as CallOptions from "../src/CallOptions.js"
+import * as Fault from "../src/Fault.js"
 import { AllKeysExhausted } from "../src/KeymeshError.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Outcome from "../src/Outcome.js"
@@ -94,6 +95,32 @@ describe("a conversation", () => {
       const { home } = yield* settled(pool, "ab")
       yield* report(pool, home, "RateLimited")
       assert.notStrictEqual(yield* turn(labelled(pool)), home)
+    }))
+
+  test("H4, F5: while its key is waited for, no guess about it is broken: there are other keys", () =>
+    Effect.gen(function*() {
+      const one = { limits: { concurrency: 1 } }
+      const pool = yield* KeyPool.make({
+        keys: keys("ab", { a: one, b: one }),
+        cooldowns: { jitter: 0 },
+        breaker: { threshold: 1 }
+      })
+      const { home, others } = yield* settled(pool, "ab")
+      const attempt = yield* Effect.fork(
+        Effect.flip(turn(pool.run(() => Effect.delay(new Failed({ fault: Fault.make("Rejected") }), 100), {
+          classify: () => Outcome.fault(Fault.make("ServerError", { failover: false })),
+          replayable: false
+        })))
+      )
+      yield* calm
+      const call = yield* Effect.fork(turn(labelled(pool)))
+      yield* TestClock.adjust(99)
+      assert.isTrue(Option.isNone(yield* Fiber.poll(call)), home)
+      // What ran there fails: now it is only guessed when the key is back.
+      yield* TestClock.adjust(1)
+      yield* Fiber.join(attempt)
+      assert.isTrue(Option.isSome(yield* Fiber.poll(call)))
+      assert.strictEqual(yield* Fiber.join(call), others[0])
     }))
 
   test("H4: a busy key is waited for, 2 seconds at most; then the call moves, and its number stays", () =>
@@ -316,6 +343,69 @@ describe("a stored resource", () => {
       yield* TestClock.adjust("10 seconds")
       assert.strictEqual(yield* Fiber.join(call), "b")
       assert.deepStrictEqual((yield* up.sent).map(({ label }) => label), ["a", "b", "b"])
+    }))
+
+  test("H4: so is one that is limited before it is asked: it may have what the others have not", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("ab"), ...plain })
+      yield* report(pool, "b", "RateLimited", { wait: "5 seconds" })
+      const up = yield* upstream({ a: bad("Rejected", notFound) })
+      const call = yield* Effect.fork(pool.run(up.send, { classify: classified, resources: ["file-9"] }))
+      yield* TestClock.adjust("10 seconds")
+      assert.strictEqual(yield* Fiber.join(call), "b")
+      assert.deepStrictEqual(yield* up.trace, ["a@0", "b@5020"])
+      // One that cannot serve in time says nothing: then it is as the others say.
+      yield* report(pool, "b", "QuotaExhausted")
+      const error = yield* Effect.flip(pool.run(up.send, { classify: classified, resources: ["file-8"] }))
+      assert.strictEqual(error._tag, "Failed")
+    }))
+
+  test("H4: no other group is \"another key\" after an overload: its own is tried again only after a pause", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("ab"), ...plain })
+      assert.strictEqual(yield* made(pool, "file-1"), "a")
+      const up = yield* upstream({ a: [bad("Overloaded"), ok()] })
+      const call = yield* Effect.fork(pool.run(up.send, { classify: classified, resources: ["file-1"] }))
+      yield* calm
+      assert.deepStrictEqual(yield* up.trace, ["a@0"])
+      yield* TestClock.adjust("30 seconds")
+      assert.strictEqual(yield* Fiber.join(call), "a")
+    }))
+
+  test("H4, K5: what a key makes belongs to the group that it is of by then", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({
+        keys: keys("abc", { a: { quotaGroup: "one" }, b: { quotaGroup: "one" }, c: { quotaGroup: "two" } }),
+        ...plain
+      })
+      const regroup = Effect.asVoid(pool.keyring.add({ secret: "secret-a", label: "a", quotaGroup: "two" }))
+      const label = yield* pool.run(
+        (lease) => Effect.zipRight(regroup, Effect.as(lease.remember(["file-1"]), lease.key.label)),
+        { resources: ["file-2"] }
+      )
+      assert.strictEqual(label, "a")
+      for (const file of ["file-1", "file-2"]) {
+        const served = yield* Effect.all(Array.from({ length: 4 }, () => asking(pool, file)))
+        assert.deepStrictEqual(new Set(served), new Set(["a", "c"]), file)
+      }
+    }))
+
+  test("C2, H4: who waits for the same group is served in order, also behind those who came meanwhile", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("ab", { a: { limits: { concurrency: 1 } } }), ...plain })
+      assert.strictEqual(yield* made(pool, "file-1"), "a")
+      const up = yield* upstream(() => ok(10))
+      const order: Array<number> = []
+      const ask = (n: number) =>
+        Effect.tap(pool.run(up.send, { resources: ["file-1"] }), () => Effect.sync(() => order.push(n)))
+      const calls: Array<Fiber.RuntimeFiber<unknown, unknown>> = []
+      for (let n = 0; n < 5; n++) calls.push(yield* Effect.fork(ask(n)))
+      yield* TestClock.adjust(5)
+      yield* Fiber.interrupt(Option.getOrThrow(Option.fromNullable(calls[2])))
+      for (let n = 5; n < 8; n++) calls.push(yield* Effect.fork(ask(n)))
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(order, [0, 1, 3, 4, 5, 6, 7])
+      assert.strictEqual((yield* pool.snapshot).inFlight, 0)
     }))
 
   test("H4: a group that was thought to have it, and has not, is not believed twice", () =>

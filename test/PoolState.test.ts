@@ -41,6 +41,11 @@ const setup: FastCheck.Arbitrary<Setup> = FastCheck.record({
 
 const model = FastCheck.constantFrom(undefined, undefined, "m1", "m2")
 const nth = FastCheck.nat(11)
+/** None; or what the call belongs to. */
+const affinity = FastCheck.oneof(
+  { weight: 3, arbitrary: FastCheck.constant(0) },
+  { weight: 2, arbitrary: FastCheck.integer({ min: 1, max: 6 }) }
+)
 const random = FastCheck.constantFrom(0, 0.3, 0.7, 0.999)
 
 const fault: FastCheck.Arbitrary<Fault.Fault> = FastCheck.record({
@@ -72,6 +77,7 @@ const command: FastCheck.Arbitrary<Command> = FastCheck.oneof(
       model,
       avoid: FastCheck.oneof(FastCheck.constant([]), FastCheck.array(nth, { maxLength: 3 })),
       only: FastCheck.integer({ min: 0, max: 9 }).map((n) => n === 9),
+      affinity,
       random
     })
   },
@@ -106,6 +112,7 @@ const command: FastCheck.Arbitrary<Command> = FastCheck.oneof(
       model,
       patience: FastCheck.constantFrom(0, 500, 1500, 5000, 60_000),
       only: FastCheck.integer({ min: 0, max: 9 }).map((n) => n === 9),
+      affinity,
       random
     })
   },

@@ -10,10 +10,12 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/TestClock"
 import * as ApiKey from "../src/ApiKey.js"
+import * as CallOptions from "../src/CallOptions.js"
 import * as Fault from "../src/Fault.js"
 import * as KeyPool from "../src/KeyPool.js"
 import type { StoredPool } from "../src/PoolRecord.js"
 import * as PoolStore from "../src/PoolStore.js"
+import * as PoolUpkeep from "../src/PoolUpkeep.js"
 import * as Telemetry from "../src/Telemetry.js"
 
 const idOf = (input: ApiKey.Input): string => Either.getOrThrow(ApiKey.make(input)).id
@@ -322,6 +324,86 @@ describe("P2", () => {
       const { pool } = yield* built(stubborn, yield* Scope.make())
       assert.strictEqual(yield* pool.run(() => Effect.succeed("answer")), "answer")
     }))
+
+  /** A pool that is there before its record, which takes so long. */
+  const loadingBehind = (store: PoolStore.Service, millis: number, scope: Scope.Scope) =>
+    Effect.gen(function*() {
+      const slow = { ...store, load: (name: string) => Effect.delay(store.load(name), millis) }
+      return yield* KeyPool.make({ keys }).pipe(
+        Effect.provideService(PoolStore.PoolStore, slow),
+        Effect.provideService(PoolUpkeep.Upkeep, { loads: "behind", pause: Effect.sleep }),
+        Effect.provide(Telemetry.layer),
+        Scope.extend(scope)
+      )
+    })
+  const faultsKept = (store: PoolStore.Service) =>
+    Effect.map(store.load("default"), (saved) => Option.getOrThrow(saved).keys.find((key) => key.id === one)?.faults)
+
+  for (const millis of [500, 5_000]) {
+    it.effect(`P1: a pool that closes while its record is loading (${millis} ms) does not replace it`, () =>
+      Effect.gen(function*() {
+        const memory = yield* PoolStore.makeMemory
+        yield* withPool(memory, benchFirst)
+        assert.strictEqual(yield* faultsKept(memory), 1)
+        const scope = yield* Scope.make()
+        yield* loadingBehind(memory, millis, scope)
+        yield* endsWithin(Scope.close(scope, Exit.void), 1_100)
+        assert.strictEqual(yield* faultsKept(memory), 1)
+      }))
+  }
+
+  it.effect("K5: what is done to a key while the record is loading stays done", () =>
+    Effect.scoped(Effect.gen(function*() {
+      const memory = yield* PoolStore.makeMemory
+      yield* withPool(memory, benchFirst)
+      const pool = yield* loadingBehind(memory, 500, yield* Effect.scope)
+      yield* pool.disable(idOf("sk-two"))
+      yield* TestClock.adjust(500)
+      assert.deepStrictEqual((yield* pool.snapshot).keys.map((key) => [key.enabled, key.faults]), [[true, 1], [
+        false,
+        0
+      ]])
+    })))
+
+  it.effect("C3: a deadline counts from the start of the call, also while the record is loading", () =>
+    Effect.scoped(Effect.gen(function*() {
+      const memory = yield* PoolStore.makeMemory
+      const pool = yield* loadingBehind(memory, 800, yield* Effect.scope)
+      const call = yield* Effect.fork(Effect.flip(CallOptions.withDeadline(pool.run(() => Effect.void), 300)))
+      yield* TestClock.adjust(299)
+      assert.isTrue(Option.isNone(yield* Fiber.poll(call)))
+      yield* TestClock.adjust(1)
+      assert.strictEqual((yield* Fiber.join(call))._tag, "DeadlineExceeded")
+      yield* TestClock.adjust("1 second")
+    })))
+
+  for (const mode of ["fails", "hangs"] as const) {
+    it.effect(`P2: a record that was not there because the store ${mode} is taken up when it is back`, () =>
+      Effect.scoped(Effect.gen(function*() {
+        const flaky = yield* makeFlaky
+        yield* withPool(flaky.store, (pool) =>
+          Effect.gen(function*() {
+            yield* benchFirst(pool)
+            yield* pool.run((lease) => lease.remember(["file-1"]))
+          }))
+        yield* Ref.set(flaky.mode, mode)
+        const { pool } = yield* built(flaky.store, yield* Effect.scope)
+        assert.deepStrictEqual(yield* cooling(pool), [])
+        // Something to save; and something of its own beside what was kept.
+        yield* pool.disable(idOf("sk-two"))
+        yield* pool.run((lease) => lease.remember(["file-2"]))
+        yield* TestClock.adjust("5 seconds")
+        yield* Ref.set(flaky.mode, "works")
+        yield* TestClock.adjust("35 seconds")
+        assert.deepStrictEqual(yield* cooling(pool), [one])
+        const saved = Option.getOrThrow(yield* flaky.memory.load("default"))
+        assert.deepStrictEqual(saved.keys.map((key) => [key.enabled, key.faults]), [[true, 1], [false, 0]])
+        const names = (saved.resources ?? []).flatMap(({ names }) =>
+          names.split("\n").map((line) => line.split(" ")[0])
+        )
+        assert.deepStrictEqual(new Set(names), new Set(["file-1", "file-2"]))
+      })))
+  }
 
   it.effect("P2: what was not saved while the store was away is saved when it is back", () =>
     Effect.gen(function*() {

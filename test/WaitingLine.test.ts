@@ -210,9 +210,9 @@ describe("PoolState, of many keys", () => {
     const open = PoolState.keys(state).filter((key) => key.gatedUntil === undefined).map((key) => key.slot)
     const before = looks()
     const [one = -1, two = -1] = open
-    assert.isTrue(PoolState.hasOther(config, state, "m", [], 0))
-    assert.isTrue(PoolState.hasOther(config, state, "m", [one, one, 5, 999], 0))
-    assert.isFalse(PoolState.hasOther(config, state, "m", [one, two], 0))
+    assert.isTrue(PoolState.hasOther(config, state, { model: "m", only: undefined }, [], 0))
+    assert.isTrue(PoolState.hasOther(config, state, { model: "m", only: undefined }, [one, one, 5, 999], 0))
+    assert.isFalse(PoolState.hasOther(config, state, { model: "m", only: undefined }, [one, two], 0))
     assert.strictEqual(looks(), before)
   })
 

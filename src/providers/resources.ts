@@ -65,9 +65,11 @@ const openAiPath = new RegExp(
     "|skills|chat/completions)/(?!(?:input_tokens|compact|generations|edits|extensions)(?:/|$))([^/]+)",
   "g"
 )
+/** Names that other things have too (metadata of a caller's own, skills of OpenAI's own) count with an id of its kind. */
 const openAiField = new RegExp(
-  "\"(?:file_id|previous_response_id|input_file_id|training_file|validation_file|container|container_id|conversation" +
-    "|assistant_id|vector_store_id|thread_id|skill_id)\"\\s*:\\s*(?:\\{\\s*\"id\"\\s*:\\s*)?\"([^\"\\\\]{1,256})\"",
+  "\"(?:(?:file_id|previous_response_id|input_file_id|training_file|validation_file)\"\\s*:\\s*\"" +
+    "|(?:container|container_id|conversation|assistant_id|vector_store_id|thread_id|skill_id)\"" +
+    "\\s*:\\s*(?:\\{\\s*\"id\"\\s*:\\s*)?\"(?=(?:cntr|conv|asst|vs|thread|skill)_))([^\"\\\\]{1,256})\"",
   "g"
 )
 const openAiList = /"(?:file_ids|vector_store_ids)"\s*:\s*\[([^\]\\]{1,16384})\]/g
@@ -113,8 +115,10 @@ export const anthropicStored = ({ text }: AnswerShape): ReadonlyArray<string> =>
 const anthropicCollection =
   /\/(?:files|messages\/batches|skills|agents|sessions|environments|vaults|memory_stores)(?:\/|$)/
 const anthropicPath = /\/(?:files|batches|skills|agents|sessions|environments|vaults|memory_stores)\/([^/]+)/g
+/** With an id of its kind only: a tool's input may have such names too, and skills of Anthropic's own belong to nobody. */
 const anthropicField = new RegExp(
-  "\"(?:file_id|container|skill_id)\"\\s*:\\s*(?:\\{\\s*\"id\"\\s*:\\s*)?\"([^\"\\\\]{1,256})\"",
+  "\"(?:file_id|container|skill_id)\"\\s*:\\s*(?:\\{\\s*\"id\"\\s*:\\s*)?" +
+    "\"((?:file|container|skill)_[^\"\\\\]{1,256})\"",
   "g"
 )
 const anthropicContainer = /"container"\s*:\s*\{\s*"id"\s*:\s*"([^"\\]{1,256})"/g
@@ -144,7 +148,7 @@ export const geminiFacts = ({ method, text, url }: RequestShape): StoredFacts =>
       ...cursorsIn(url, ["pageToken", "page_token"]),
       ...texts([own["previous_interaction_id"]]).map((id) => `interactions/${id}`),
       ...(text === undefined ? [] : [
-        ...matches(geminiField, text).flatMap(named),
+        ...matches(geminiField, text).map(withoutHost).flatMap(named),
         ...listed(geminiList, text).flatMap(named)
       ])
     ]),
@@ -180,6 +184,11 @@ export const geminiStored = ({ headers, text }: AnswerShape): ReadonlyArray<stri
 const geminiNames =
   /(?:^|\/)((?:files|cachedContents|batches|operations|fileSearchStores|corpora|tunedModels|interactions)\/[^/:?#]+)/g
 const named = (text: string): ReadonlyArray<string> => matches(geminiNames, text)
+/** An address of Gemini's without its beginning; nothing of one that is somewhere else. */
+const withoutHost = (uri: string): string => {
+  const path = uri.replace(/^https?:\/\/[^/]+\/(?:[^/?#]+\/)*?v\d\w*\//, "")
+  return /^[a-z][a-z0-9+.-]*:/i.test(path) ? "" : path
+}
 const geminiField =
   /"(?:fileUri|file_uri|uri|cachedContent|cached_content|fileName|file_name)"\s*:\s*"([^"\\]{1,512})"/g
 const geminiList = /"(?:fileSearchStoreNames|file_search_store_names)"\s*:\s*\[([^\]\\]{1,16384})\]/g

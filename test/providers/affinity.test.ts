@@ -362,6 +362,15 @@ describe("what requests name, and what answers tell", () => {
       })?.resources,
       ["resp_1", "conv_1", "file-1", "vs_1", "vs_2"]
     )
+    // What others have too is no resource of an account.
+    const skill = { type: "skill_reference", skill_id: "openai-spreadsheets" }
+    assert.deepStrictEqual(
+      of("POST", "/v1/responses", {
+        metadata: { thread_id: "T-1", conversation: "chat 7", container: "main" },
+        tools: [{ type: "shell", environment: { skills: [skill] } }]
+      })?.resources,
+      []
+    )
     // What somebody says is no field.
     const content = JSON.stringify({ file_id: "file-9", previous_response_id: "resp_9" })
     assert.deepStrictEqual(of("POST", "/v1/responses", { input: [{ role: "user", content }] })?.resources, [])
@@ -409,6 +418,15 @@ describe("what requests name, and what answers tell", () => {
       of("POST", "/v1/messages", { container: { id: "container_1" }, messages: [{ role: "user", content }] }),
       { resources: ["container_1", "file_1"], storing: true }
     )
+    // What others have too is no resource of an account: skills of Anthropic's own, and what a tool is asked for.
+    const input = { file_id: "report.pdf", container: "main", skill_id: "7" }
+    assert.deepStrictEqual(
+      of("POST", "/v1/messages", {
+        container: { skills: [{ type: "anthropic", skill_id: "pptx" }, { type: "custom", skill_id: "skill_1" }] },
+        messages: [{ role: "assistant", content: [{ type: "tool_use", id: "toolu_1", name: "read", input }] }]
+      })?.resources,
+      ["skill_1"]
+    )
     const answers = (body: object) => told(Providers.anthropic, body)
     assert.deepStrictEqual(answers({ id: "file_1", type: "file" }), ["file_1"])
     assert.deepStrictEqual(answers({ id: "msgbatch_1", type: "message_batch" }), ["msgbatch_1"])
@@ -439,6 +457,11 @@ describe("what requests name, and what answers tell", () => {
       })?.resources,
       ["cachedContents/c1", "files/f1"]
     )
+    // A file of somebody else's is where it is.
+    for (const fileUri of ["https://host.example/files/f1", "gs://bucket/files/f1"]) {
+      const parts = [{ fileData: { fileUri } }]
+      assert.deepStrictEqual(of("POST", "/v1beta/models/m:generateContent", { contents: [{ parts }] })?.resources, [])
+    }
     assert.deepStrictEqual(of("GET", "/v1beta/files/f1")?.resources, ["files/f1"])
     assert.deepStrictEqual(of("GET", "/v1beta/models/veo/operations/op1")?.resources, ["operations/op1"])
     assert.deepStrictEqual(of("POST", "/upload/v1beta/files?upload_id=u1")?.resources, ["upload:u1"])

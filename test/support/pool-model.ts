@@ -4,9 +4,11 @@ import * as FiberId from "effect/FiberId"
 import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
 import * as RedBlackTree from "effect/RedBlackTree"
+import * as Affinity from "../../src/Affinity.js"
 import * as ApiKey from "../../src/ApiKey.js"
 import * as CircuitBreaker from "../../src/CircuitBreaker.js"
 import type * as Fault from "../../src/Fault.js"
+import * as Homes from "../../src/Homes.js"
 import type * as KeyState from "../../src/KeyState.js"
 import * as Leasing from "../../src/Leasing.js"
 import type * as Outcome from "../../src/Outcome.js"
@@ -86,6 +88,7 @@ export type Command =
     readonly model: string | undefined
     readonly avoid: ReadonlyArray<number>
     readonly only: boolean
+    readonly affinity: number
     readonly random: number
   }
   | {
@@ -102,6 +105,7 @@ export type Command =
     readonly model: string | undefined
     readonly patience: number
     readonly only: boolean
+    readonly affinity: number
     readonly random: number
   }
   | { readonly _tag: "abandon"; readonly nth: number }
@@ -137,6 +141,8 @@ export class World {
   /** Who tries a breaker or a bench alone. */
   alone = new Map<string, { readonly lease: number; readonly since: number }>()
   waiters: Array<PoolState.Waiter> = []
+  /** The group that each stored resource was found with last. */
+  resources = new Map<string, string>()
   floorAt = -Infinity
   calls = 0
 
@@ -256,15 +262,46 @@ export class World {
   }
 
   private request(
-    command: { readonly model: string | undefined; readonly only: boolean; readonly random: number },
+    command: {
+      readonly model: string | undefined
+      readonly only: boolean
+      readonly affinity: number
+      readonly random: number
+    },
     call: number
   ): PoolState.Request {
     const avoid = "avoid" in command ? (command as { avoid: ReadonlyArray<number> }).avoid : []
+    const request = this.plainRequest(command, avoid, call)
+    if (command.affinity === 0) return request
+    // Of a conversation, of a stored resource, or both.
+    const resources = command.affinity % 3 === 0 ? [] : [`file-${command.affinity}`]
+    const conversation = command.affinity % 3 === 1 ? undefined : `chat-${command.affinity}`
+    const known = Homes.within(this.state, resources, this.now)
+    for (const resource of resources) {
+      const group = this.resources.get(resource)
+      const isThere = group !== undefined &&
+        PoolState.keys(this.state).some((key) => !key.retiring && ApiKey.groupOf(key.key) === group)
+      check((known !== undefined) === isThere, () => `H4: ${resource} is with ${group}`)
+      for (const key of PoolState.keys(this.state)) {
+        check(known?.only?.(key.key) !== (ApiKey.groupOf(key.key) !== group), () => "H4: the keys of its group only")
+      }
+    }
+    const wish: PoolState.Request = { ...request, ...known, affinity: { conversation, resources } }
+    return command.only ? { ...wish, ...Homes.awaited(this.config, this.state, wish, this.now) } : wish
+  }
+
+  private plainRequest(
+    command: { readonly model: string | undefined; readonly only: boolean; readonly random: number },
+    avoid: ReadonlyArray<number>,
+    call: number
+  ): PoolState.Request {
     return {
       call,
       model: command.model,
       avoid,
-      only: command.only ? (key) => key.quotaGroup === undefined : undefined,
+      only: command.only && !("affinity" in command && command.affinity !== 0)
+        ? (key) => key.quotaGroup === undefined
+        : undefined,
       rotation: avoid.length > 0,
       random: command.random
     }
@@ -349,6 +386,9 @@ export class World {
       }
     }
     if (command.end) this.leases.delete(record.id)
+    if (outcome?._tag === "Success" && record.affinity !== undefined) {
+      for (const resource of record.affinity.resources) this.resources.set(resource, ApiKey.groupOf(key.key))
+    }
     if (outcome?._tag === "Success") this.successLiftsOnlyWhatIsOver(before, key, record)
     if (outcome?._tag === "Fault") {
       this.remember(key, record, outcome.fault)
@@ -536,13 +576,14 @@ export class World {
     this.leases.set(lease.id, { record: lease, phase: "open" })
     this.calls = Math.max(this.calls, lease.call)
     if (lease.floor) {
-      check(this.config.floorMillis !== undefined, () => "there is no floor")
+      check(this.config.floorMillis !== undefined && request.floor !== false, () => "there is no floor")
       check(this.now >= this.floorAt + 1000, () => "F5: the floor opened twice in a second")
       check(eligible.length === 0, () => "F5: the floor opened although a key may serve")
       check(this.nearestIsGuessed(before, request, true), () => "F5: the nearest gate is not a guess")
       this.floorAt = this.now
       return
     }
+    if (request.affinity?.conversation !== undefined) this.seated(before, lease, request)
     check(eligible.some((other) => other.id === id), () => `${key.label} was leased through a closed gate`)
     const others = eligible.filter((other) => !request.avoid.includes(other.slot))
     if (others.length > 0) {
@@ -556,6 +597,20 @@ export class World {
         ["QuotaExhausted", "Unauthorized", "Forbidden"].includes(bench.kind)
       if (single) this.takeAlone(at, lease.id, this.config.trialMillis)
     }
+  }
+
+  /** H4: a conversation stays with its key while that has its share, and nobody gets more than his while others have less. */
+  private seated(before: PoolState.PoolState, lease: PoolState.LeaseRecord, request: PoolState.Request): void {
+    const fitting = this.eligible(before, request).filter((key) => !request.avoid.includes(key.slot))
+    const all = this.eligible(before, plain)
+    const mean = all.reduce((sum, key) => sum + key.inFlight, 0) / Math.max(1, all.length)
+    const bound = Math.max(2, Math.ceil(1.25 * mean))
+    const roomy = fitting.filter((key) => key.inFlight < bound)
+    const chosen = PoolState.find(before, lease.key.id)
+    if (roomy.length > 0) check(roomy.some((key) => key === chosen), () => "H4: beyond its share")
+    const from = Affinity.holderOf(before.rest.affinity.conversations, request.affinity?.conversation ?? "", this.now)
+    const home = roomy.find((key) => key.id === from)
+    if (home !== undefined) check(chosen === home, () => "H4: a conversation stays with its key")
   }
 
   private takeAlone(at: string, lease: number, patience: number): void {
@@ -666,7 +721,8 @@ export class World {
       early = early || Math.max(this.now, ...gates.map((gate) => gate.until)) > own
       soonest = Math.min(soonest, own)
     }
-    const floor = this.config.floorMillis !== undefined && this.nearestIsGuessed(state, request, false)
+    const floor = request.floor !== false && this.config.floorMillis !== undefined &&
+      this.nearestIsGuessed(state, request, false)
     return {
       soonest: floor ? Math.min(soonest, Math.max(this.now, state.rest.floorAt + 1000)) : soonest,
       early
@@ -798,7 +854,8 @@ export const benchesOf = (
 }
 
 const sameQueue = (a: PoolState.Request, b: PoolState.Request): boolean =>
-  a.model === b.model && a.only === undefined && b.only === undefined
+  a.model === b.model &&
+  (a.only === undefined ? b.only === undefined : a.lane !== undefined && a.lane === b.lane)
 
 const ahead = (a: PoolState.Waiter, b: PoolState.Waiter): boolean =>
   sameQueue(a.request, b.request) && a.request.call < b.request.call
