@@ -82,7 +82,10 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
           events: PoolState.noEvents
         }))
         if (!keeps) return
-        yield* loaded ?? Effect.void
+        const loads = behind !== undefined && Option.isNone(yield* Fiber.poll(behind))
+        if (loads) yield* Fiber.await(behind)
+        // A record that did not come is asked for once more: without it nothing could be saved.
+        else if ((yield* Ref.get(found)) === "late") yield* loadInto(core, storeWorks, found, storeMillis)
         yield* saved(core, storeWorks, found, worded)
       })
     )
