@@ -82,8 +82,8 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
           events: PoolState.noEvents
         }))
         if (!keeps) return
-        const loads = behind !== undefined && Option.isNone(yield* Fiber.poll(behind))
-        if (loads) yield* Fiber.await(behind)
+        const isLoading = behind !== undefined && Option.isNone(yield* Fiber.poll(behind))
+        if (isLoading) yield* Fiber.await(behind)
         // A record that did not come is asked for once more: without it nothing could be saved.
         else if ((yield* Ref.get(found)) === "late") yield* loadInto(core, storeWorks, found, storeMillis)
         yield* saved(core, storeWorks, found, worded)

@@ -84,7 +84,7 @@ const troubles: Readonly<Record<string, FakeProvider.Behaviour | FakeProvider.An
 const passages: Readonly<Record<string, (response: Response) => Promise<ReadableStream<Uint8Array>>>> = {
   "in pieces": async (response) => {
     const bytes = new Uint8Array(await response.arrayBuffer())
-    return streamOf(Array.from({ length: Math.ceil(bytes.length / 5) }, (_, i) => bytes.slice(5 * i, 5 * i + 5)))
+    return streamOf(Array.from({ length: Math.ceil(bytes.length / 16) }, (_, i) => bytes.slice(16 * i, 16 * i + 16)))
   },
   "cut in the middle of the key": async (response) =>
     streamOf(
