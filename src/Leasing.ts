@@ -130,7 +130,13 @@ const grant = (
   const probes = !floor && key.breaker._tag !== "Closed"
   const health = state.rest.health.idle ? undefined : ProviderHealth.began(
     state.rest.health,
-    { origin: PoolState.originOf(key.key), model: request.model, lease: id, slot: key.slot, call },
+    {
+      origin: PoolState.originOf(key.key),
+      model: request.model,
+      lease: id,
+      slot: key.slot,
+      turn: PoolState.turnOf(request, call, now)
+    },
     config.trialMillis,
     now
   )

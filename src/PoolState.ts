@@ -111,8 +111,8 @@ export interface Rest {
   readonly tokens: RetryPolicy.Tokens
   /** Calls counted into `tokens` so far. */
   readonly tokenCalls: number
-  /** Who waits, by lane (model), in order of their calls. */
-  readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<number, Waiter>>
+  /** Who waits, by lane (model), in order of their turns. */
+  readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<bigint, Waiter>>
   readonly waiting: number
   readonly line: Line
   /** Which calls belong together, and where. */
@@ -140,8 +140,8 @@ export interface Turned {
  * @category models
  */
 export interface Line {
-  /** The lane of each oldest waiter, by the number of its call. */
-  readonly heads: RedBlackTree.RedBlackTree<number, string>
+  /** The lane of each waiter that is next in its lane, by its turn. */
+  readonly heads: RedBlackTree.RedBlackTree<bigint, string>
   /** All waiters, by the instant they give up and by call. */
   readonly ends: RedBlackTree.RedBlackTree<number, HashMap.HashMap<number, Waiter>>
   /** The lanes of those that only some keys suit. */
@@ -300,6 +300,39 @@ export interface Request {
   readonly affinity?: Affinity.Wish | undefined
   readonly rotation: boolean
   readonly random: number
+  /** When the call began; absent: now. */
+  readonly began?: number | undefined
+  /** Absent: `normal`. */
+  readonly priority?: Priority | undefined
+}
+
+/**
+ * How urgent a call is, should it have to wait: a head start over the others, which those make up by waiting.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Priority = "high" | "normal" | "low"
+
+/**
+ * How much longer than a normal call one of each priority counts as having waited, in milliseconds.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const headStartMillis: Readonly<Record<Priority, number>> = { high: 10_000, normal: 0, low: -10_000 }
+
+/**
+ * The place of a call in the order in which calls are served: the one that began first comes first, its head start
+ * counted in, and of those that began together the one with the lower number. It never changes, so that nobody who waits
+ * is overtaken for ever; and no two calls have the same.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const turnOf = ({ began, priority }: Request, call: number, now: number): bigint => {
+  const micros = Math.round(((began ?? now) - headStartMillis[priority ?? "normal"]) * 1_000)
+  return BigInt(micros) * 2n ** 53n + BigInt(call)
 }
 
 /**
@@ -318,6 +351,8 @@ export type Wants = Pick<Request, "model" | "only" | "tokens">
  */
 export interface Waiter {
   readonly request: Request
+  /** Its place among all who wait, see `turnOf`. */
+  readonly turn: bigint
   readonly since: number
   /** When it gives up. */
   readonly until: number
@@ -392,7 +427,7 @@ export const empty = (config: Config, now: number): PoolState => ({
  * @category constants
  */
 export const nobody: Line = {
-  heads: RedBlackTree.empty(byNumber),
+  heads: RedBlackTree.empty(byTurn),
   ends: RedBlackTree.empty(byNumber),
   picky: HashMap.empty(),
   view: undefined,
@@ -406,6 +441,16 @@ export const nobody: Line = {
  * @category orders
  */
 export function byNumber(a: number, b: number): -1 | 0 | 1 {
+  return a < b ? -1 : a > b ? 1 : 0
+}
+
+/**
+ * Turns upwards.
+ *
+ * @since 0.1.0
+ * @category orders
+ */
+export function byTurn(a: bigint, b: bigint): -1 | 0 | 1 {
   return a < b ? -1 : a > b ? 1 : 0
 }
 
