@@ -18,7 +18,7 @@ import type * as Cooldowns from "./Cooldowns.js"
 import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
 import * as ProviderHealth from "./ProviderHealth.js"
-import type * as RateLimit from "./RateLimit.js"
+import * as RateLimit from "./RateLimit.js"
 import * as RetryPolicy from "./RetryPolicy.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Strategy from "./Strategy.js"
@@ -913,6 +913,44 @@ export const withFloor = (
  */
 export interface Nearest extends OpeningTime {
   readonly breakableAt: number
+}
+
+/**
+ * The earliest instants at which the next requests of a kind can begin, in order, up to `until` and `most` of them, as far
+ * as limits tell that are known for certain; `undefined` where they do not, or there are more.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const openings = (
+  config: Config,
+  state: PoolState,
+  { model, only, tokens }: Wants,
+  now: number,
+  until: number,
+  most: number
+): ReadonlyArray<number> | undefined => {
+  /** When the first key of each party can serve at all. */
+  const parties = new Map<string | number, { readonly key: KeyState.KeyState; readonly from: number }>()
+  SlotMap.find(state.slots, (key) => {
+    if (only?.(key.key) === false) return false
+    const closed = requestGate(config, state, key, model, now, tokens)
+    // What only a guess holds, the floor may break.
+    const from = closed === undefined ? now : Math.max(now, Math.min(closed.earliest, closed.breakableAt))
+    const party = key.key.quotaGroup ?? key.slot
+    if (from <= until && from < (parties.get(party)?.from ?? Infinity)) parties.set(party, { key, from })
+    // Where a key has no limits, nobody knows how many it can serve.
+    return from <= until && partyLimits(state, key) === undefined
+  })
+  const times: Array<number> = []
+  for (const { from, key } of parties.values()) {
+    const limits = partyLimits(state, key)
+    const own = limits === undefined ? undefined : RateLimit.openings(limits, now, until, most - times.length)
+    if (own === undefined) return undefined
+    for (const at of own) times.push(Math.max(at, from))
+    if (times.length >= most) return undefined
+  }
+  return times.sort(byNumber)
 }
 
 /**

@@ -76,6 +76,9 @@ export const acquire = (
     : PoolState.opening(config, leased.state, request, now)
   const counted = request.call === 0 ? { ...leased.state, calls: call } : leased.state
   if (wait.until <= now || isHopeless(opens, wait.until)) return { state: counted, answers, events, outcome: "refused" }
+  if (queue._tag === "Some" && comesTooLate(config, counted, request, queue.value, turn, wait.until, now)) {
+    return { state: counted, answers, events, outcome: "refused" }
+  }
   const last = counted.rest.waiting >= config.maxWaiters ? lastOf(counted) : undefined
   // Whoever comes before another takes that one's place in a line that is full.
   if (counted.rest.waiting >= config.maxWaiters && (last === undefined || last.turn < turn)) {
@@ -402,6 +405,27 @@ const refuseWhile = (
 /** Whether a wait until then cannot end well. */
 const isHopeless = ({ earliest }: PoolState.OpeningTime, until: number): boolean =>
   earliest > until || earliest === Infinity
+
+/** Whether so many come before in the lane that a call's turn comes after its end, by what is known for certain. */
+const comesTooLate = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  request: PoolState.Request,
+  queue: RedBlackTree.RedBlackTree<bigint, PoolState.Waiter>,
+  turn: bigint,
+  until: number,
+  now: number
+): boolean => {
+  const opens = PoolState.openings(config, state, request, now, until, RedBlackTree.size(queue) + 1)
+  if (opens === undefined) return false
+  let taken = 0
+  for (const [other, waiter] of queue) {
+    if (other > turn) break
+    // Who gives up before the next key opens takes none.
+    if ((opens[taken] ?? Infinity) <= waiter.until) taken++
+  }
+  return taken >= opens.length
+}
 
 /** Refuses those whose wait cannot end well; looks at them only where that may have become so since the last time. */
 const refuseHopeless = (

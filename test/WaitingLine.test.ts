@@ -226,6 +226,71 @@ describe("WaitingLine", () => {
     assert.deepStrictEqual(WaitingLine.dispatch(config, waiting.state, 60_000).answers.map((a) => a._tag), ["Granted"])
   })
 
+  it("C2: who is told by a declared limit that the queue before it is too long is refused at once, and nobody else", () => {
+    const limits = { requestsPerMinute: 2 }
+    const keyWith = (n: number, given: ApiKey.Limits, group?: string) =>
+      Either.getOrThrow(ApiKey.make({ secret: `limited-${n}`, limits: given, quotaGroup: group }))
+    /** A pool that has used up two of its requests at 0, and whose waiters, if any, wait until these instants. */
+    const used = (keys: ReadonlyArray<ApiKey.ApiKey>, waiting: ReadonlyArray<number>) => {
+      let state = PoolKeys.make(config, keys, 0)
+      for (let i = 0; i < 2; i++) {
+        const { outcome, state: leased } = ask(state, 0, 90_000)
+        if (typeof outcome !== "object" || "since" in outcome) return assert.fail("no lease")
+        state = end(leased, outcome, 0).state
+      }
+      for (const until of waiting) {
+        const asked = ask(state, 1_000, until)
+        assert.isObject(asked.outcome)
+        state = asked.state
+      }
+      return state
+    }
+    const outcome = (state: PoolState.PoolState, until: number, request: Partial<PoolState.Request> = {}) => {
+      const { outcome } = ask(state, 1_000, until, request)
+      return typeof outcome === "object" ? "since" in outcome ? "waits" : "leased" : outcome
+    }
+    const one = [keyWith(0, limits)]
+    const full = used(one, [61_000, 61_000])
+    assert.strictEqual(outcome(used(one, [61_000]), 61_000), "waits")
+    assert.strictEqual(outcome(full, 61_000), "refused")
+    assert.strictEqual(outcome(full, 119_999), "refused")
+    // From then on the two that were taken a minute before are free again.
+    assert.strictEqual(outcome(full, 120_000), "waits")
+    assert.strictEqual(outcome(full, 61_000, { priority: "high" }), "waits")
+    // Who may be served later takes nothing from one who is before.
+    assert.strictEqual(outcome(used(one, [130_000, 130_000]), 61_000), "refused")
+    assert.strictEqual(outcome(used(one, [130_000, 130_000]), 61_000, { model: "another" }), "waits")
+    // The keys of a group share what there is.
+    const group = [keyWith(0, limits, "g"), keyWith(1, limits, "g")]
+    assert.strictEqual(outcome(used(group, [61_000, 61_000]), 61_000), "refused")
+    // The tightest of several limits counts.
+    const daily = [keyWith(0, { requestsPerMinute: 2, requestsPerDay: 3 })]
+    assert.strictEqual(outcome(used(daily, [61_000]), 300_000), "refused")
+  })
+
+  it("C2: nobody is refused for a queue of which nothing is known for certain", () => {
+    const make = (n: number, limits: ApiKey.Limits) => Either.getOrThrow(ApiKey.make({ secret: `free-${n}`, limits }))
+    const keys = [make(0, { requestsPerMinute: 1 }), make(1, { concurrency: 1 })]
+    let state = PoolKeys.make(config, keys, 0)
+    for (let i = 0; i < 2; i++) state = ask(state, 0, 90_000).state
+    for (let i = 0; i < 20; i++) {
+      const asked = ask(state, 1_000, 30_000)
+      assert.isTrue(typeof asked.outcome === "object" && "since" in asked.outcome, `caller ${i}`)
+      state = asked.state
+    }
+    assert.strictEqual(state.rest.waiting, 20)
+  })
+
+  it("C2: what is in flight may not have been sent: it counts as free", () => {
+    const key = Either.getOrThrow(ApiKey.make({ secret: "held", limits: { requestsPerMinute: 1 } }))
+    let state = ask(PoolKeys.make(config, [key], 0), 0, 90_000).state
+    for (const expected of ["object", "string"]) {
+      const asked = ask(state, 1_000, 30_000)
+      assert.strictEqual(typeof asked.outcome, expected)
+      state = asked.state
+    }
+  })
+
   it("the line stands in the same order everywhere, and nobody is left in it at its end", () => {
     const arbitrary = FastCheck.array(
       FastCheck.record({
