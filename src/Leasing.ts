@@ -147,6 +147,7 @@ const grant = (
     ...key,
     inFlight: key.inFlight + 1,
     total: key.total + 1,
+    recent: KeyState.used(key.recent, now),
     lastUsed: now,
     breaker,
     bench: key.bench === undefined ? undefined : KeyState.takeTrial(key.bench, id, now)
