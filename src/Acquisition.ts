@@ -80,10 +80,11 @@ export const acquire = (
   until: number
 ): Effect.Effect<PoolState.LeaseRecord | Refused> => {
   const now = MonotonicTime.nowOf(call.clock)
+  const wanted: PoolState.Request = { ...request, began: call.startedAt, priority: call.priority }
   const answer = Deferred.unsafeMake<PoolState.LeaseRecord | undefined>(FiberId.none)
   return Effect.flatMap(
     Ref.modify(core.state, (before) => {
-      const acquired = WaitingLine.acquire(core.config, before, request, { until, answer }, now)
+      const acquired = WaitingLine.acquire(core.config, before, wanted, { until, answer }, now)
       return [{ before, acquired }, acquired.state]
     }),
     ({ acquired, before }): Effect.Effect<PoolState.LeaseRecord | Refused> => {

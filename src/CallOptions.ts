@@ -12,6 +12,7 @@ import * as Predicate from "effect/Predicate"
 import * as AsyncContext from "./AsyncContext.js"
 import { ConfigurationError } from "./KeymeshError.js"
 import * as PoolSettings from "./PoolSettings.js"
+import * as PoolState from "./PoolState.js"
 import type * as RateLimit from "./RateLimit.js"
 import * as Checks from "./Settings.js"
 
@@ -41,12 +42,26 @@ export interface Settings {
   /** Whether it may be sent again after a fault that leaves open whether it was processed. */
   readonly replayable?: boolean | undefined
   /**
+   * How urgent it is, should it have to wait for a key (default `normal`). `high` counts as having waited 10 seconds
+   * longer than it has, `low` 10 seconds less; so nobody is overtaken for ever. In a line that is full (`maxWaiters`), who
+   * is more urgent takes the place of the last one.
+   */
+  readonly priority?: Priority | undefined
+  /**
    * A name for calls that belong together, such as the id of a conversation: they go to the same key while that may
    * serve and is not busier than the others, so that what the provider has cached is used again. A key that soon may
    * serve is waited for, 2 seconds at most; then the calls move to another key and stay there.
    */
   readonly affinity?: string | undefined
 }
+
+/**
+ * How urgent a call is, should it have to wait.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Priority = PoolState.Priority
 
 /**
  * The settings of the calls inside; none by default.
@@ -186,6 +201,10 @@ const checks: { readonly [Name in keyof Settings]-?: (value: unknown, path: stri
       }
     }),
   affinity: Checks.text,
+  priority: (value, path) =>
+    Predicate.isString(value) && Object.hasOwn(PoolState.headStartMillis, value)
+      ? Either.right(value)
+      : Checks.refuse(path, "must be \"high\", \"normal\" or \"low\""),
   replayable: (value, path) =>
     Predicate.isBoolean(value) ? Either.right(value) : Checks.refuse(path, "must be true or false")
 }

@@ -54,6 +54,8 @@ export interface RunOptions<A, E> {
    * even after a refusal, because its body can be sent only once.
    */
   readonly replayable?: boolean | "never" | undefined
+  /** How urgent it is, should it have to wait; as `CallOptions.priority`, and wins over it. */
+  readonly priority?: PoolState.Priority | undefined
   /** A name for calls that belong together; as `CallOptions.affinity`, and wins over it. */
   readonly affinity?: string | undefined
   /**

@@ -48,7 +48,6 @@ export const hear = (
     model: lease.model,
     lease: lease.id,
     slot: lease.slot,
-    call: lease.call,
     nth: lease.nth
   }
   const state = before.rest.health.idle

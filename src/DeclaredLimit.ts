@@ -111,6 +111,34 @@ export const remaining = (self: DeclaredLimit, now: number): number => {
 }
 
 /**
+ * The earliest instants at which the next requests can begin, up to `until` and `most` of them, if each is answered at
+ * once and what is in flight turns out not to have been sent: no more can, whatever happens.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const openings = (self: DeclaredLimit, now: number, until: number, most: number): ReadonlyArray<number> => {
+  const times: Array<number> = []
+  const add = (count: number, at: number) => {
+    for (let i = 0; i < count && times.length < most && at <= until; i++) times.push(at)
+  }
+  const first = firstAfter(self, (entry) => entry.at > now - self.windowMillis)
+  let gone = first === self.first ? self.left : sumBefore(self, first)
+  add(self.limit - (self.sum - gone), now)
+  for (let at = first; at < self.next; at++) {
+    const entry = entryAt(self, at)
+    if (entry === undefined) continue
+    add(entry.sum - gone, entry.at + self.windowMillis)
+    gone = entry.sum
+  }
+  // Each that is taken is free again a window later.
+  for (let taken = 0; taken < times.length && times.length < most; taken++) {
+    add(1, (times[taken] ?? until) + self.windowMillis)
+  }
+  return times
+}
+
+/**
  * Takes an amount for an attempt that begins.
  *
  * @since 0.1.0

@@ -53,6 +53,7 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   order: key.order,
   inFlight: 0,
   total: 0,
+  recent: -Infinity,
   lastUsed: -Infinity,
   key,
   enabled: true,
@@ -70,6 +71,21 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   gatedEarliest: undefined,
   gatedBy: undefined
 })
+
+/**
+ * The recent use of a key, see `Strategy.Candidate`, after one more attempt.
+ *
+ * @since 0.1.0
+ * @category transitions
+ */
+export const used = (recent: number, now: number): number => {
+  const attempt = now / halfLifeMillis
+  const [less, more] = recent < attempt ? [recent, attempt] : [attempt, recent]
+  return more + Math.log2(1 + 2 ** (less - more))
+}
+
+/** After so long, an attempt counts half as much among the recent ones. */
+const halfLifeMillis = 60_000
 
 /**
  * A cooldown of a key or a group, for all models or one. After a guessed one, a spent quota or a refused credential the

@@ -132,7 +132,13 @@ const grant = (
   const probes = !floor && key.breaker._tag !== "Closed"
   const health = state.rest.health.idle ? undefined : ProviderHealth.began(
     state.rest.health,
-    { origin: PoolState.originOf(key.key), model: request.model, lease: id, slot: key.slot, call },
+    {
+      origin: PoolState.originOf(key.key),
+      model: request.model,
+      lease: id,
+      slot: key.slot,
+      turn: PoolState.turnOf(request, call, now)
+    },
     config.trialMillis,
     now
   )
@@ -143,6 +149,7 @@ const grant = (
     ...key,
     inFlight: key.inFlight + 1,
     total: key.total + 1,
+    recent: KeyState.used(key.recent, now),
     lastUsed: now,
     breaker,
     bench: key.bench === undefined ? undefined : KeyState.takeTrial(key.bench, id, now)

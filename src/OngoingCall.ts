@@ -15,6 +15,7 @@ import type * as CallOptions from "./CallOptions.js"
 import { attemptsIn, DeadlineExceeded, emptyTrail, isPoolError, type Trail } from "./KeymeshError.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as PoolCore from "./PoolCore.js"
+import type * as PoolState from "./PoolState.js"
 import type * as RateLimit from "./RateLimit.js"
 
 /**
@@ -29,10 +30,13 @@ export interface OngoingCall {
   readonly budgetMillis: number
   readonly budgetEnd: number
   readonly maxWaitMillis: number
+  /** When its caller must have an answer; `Infinity`: whenever. */
+  readonly deadlineEnd: number
   readonly model: string | undefined
   readonly tokens: RateLimit.Estimate | undefined
   readonly operation: string | undefined
   readonly replayable: boolean | "never"
+  readonly priority: PoolState.Priority | undefined
   /** Where it would rather be; absent: anywhere. */
   readonly affinity: Affinity.Wish | undefined
   readonly trail: MutableRef.MutableRef<Trail>
@@ -52,6 +56,7 @@ export const make = (
     readonly tokens?: RateLimit.Estimate | undefined
     readonly operation?: string | undefined
     readonly replayable?: boolean | "never" | undefined
+    readonly priority?: PoolState.Priority | undefined
     readonly affinity?: string | undefined
     readonly resources?: ReadonlyArray<string> | undefined
     readonly trail?: MutableRef.MutableRef<Trail> | undefined
@@ -68,10 +73,12 @@ export const make = (
     budgetEnd: now + budgetMillis,
     maxWaitMillis: (given.maxWait === undefined ? settings.maxWaitMillis : Duration.toMillis(given.maxWait)) ??
       Infinity,
+    deadlineEnd: now + (deadlineOf(settings, given) ?? Infinity),
     model: own.model ?? given.model,
     tokens: given.tokens ?? own.tokens,
     operation: own.operation,
     replayable: own.replayable ?? given.replayable ?? true,
+    priority: own.priority ?? given.priority,
     affinity: wishOf(own.affinity ?? given.affinity, own.resources ?? noResources),
     trail: own.trail ?? MutableRef.make(emptyTrail)
   }
@@ -93,7 +100,12 @@ const noResources: ReadonlyArray<string> = []
  * @since 0.1.0
  * @category getters
  */
-export const waitUntil = (call: OngoingCall, now: number): number => Math.min(call.budgetEnd, now + call.maxWaitMillis)
+export const waitUntil = (call: OngoingCall, now: number): number =>
+  // At its end a deadline speaks for itself, and not as a wait that is over.
+  Math.min(call.budgetEnd, now + call.maxWaitMillis, call.deadlineEnd + 1)
+
+const deadlineOf = (settings: PoolCore.PoolCore["settings"], given: CallOptions.Settings): number | undefined =>
+  given.deadline === undefined ? settings.deadlineMillis : Duration.toMillis(given.deadline)
 
 /**
  * Interrupts what runs for a call when its caller must have an answer.
@@ -107,7 +119,7 @@ export const withDeadline = <A, E, R>(
   call: OngoingCall,
   given: CallOptions.Settings
 ): Effect.Effect<A, E | DeadlineExceeded, R> => {
-  const deadline = given.deadline === undefined ? settings.deadlineMillis : Duration.toMillis(given.deadline)
+  const deadline = deadlineOf(settings, given)
   return deadline === undefined ? effect : Effect.timeoutFail(effect, {
     duration: deadline,
     onTimeout: () =>

@@ -55,7 +55,8 @@ export const addKey = (
     origins: countOrigin(state.rest.origins, key, 1)
   }
   const joined = restrict(joinGroup({ ...state, rest }, key, slot), key)
-  return declare(config, Places.place(config, joined, KeyState.make(key, slot), now), undefined, key, now)
+  const newcomer: KeyState.KeyState = { ...KeyState.make(key, slot), recent: medianUse(state, key.id) }
+  return declare(config, Places.place(config, joined, newcomer, now), undefined, key, now)
 }
 
 /** What the groups of a key declare, after it has come, changed or gone over from one to another. */
@@ -130,6 +131,7 @@ export const resetKey = (
   const free = Limits.reset(config, state, key, now)
   const after: KeyState.KeyState = {
     ...free.key,
+    recent: medianUse(state, id),
     breaker: CircuitBreaker.reset(key.breaker),
     bench: undefined,
     ramp: undefined
@@ -229,4 +231,11 @@ const leaveGroup = (state: PoolState.PoolState, key: KeyState.KeyState): PoolSta
     ? HashMap.remove(state.rest.groups, name)
     : HashMap.set(state.rest.groups, name, { ...group.value, members })
   return { ...state, rest: { ...state.rest, groups } }
+}
+
+/** How much the other keys were used of late: what half of them were not used more than. */
+const medianUse = (state: PoolState.PoolState, id: string): number => {
+  if (state.leases === 0) return -Infinity
+  const uses = PoolState.keys(state).filter((key) => key.id !== id).map(({ recent }) => recent).sort(PoolState.byNumber)
+  return uses[Math.floor(uses.length / 2)] ?? -Infinity
 }

@@ -18,7 +18,7 @@ import type * as Cooldowns from "./Cooldowns.js"
 import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
 import * as ProviderHealth from "./ProviderHealth.js"
-import type * as RateLimit from "./RateLimit.js"
+import * as RateLimit from "./RateLimit.js"
 import * as RetryPolicy from "./RetryPolicy.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Strategy from "./Strategy.js"
@@ -111,8 +111,8 @@ export interface Rest {
   readonly tokens: RetryPolicy.Tokens
   /** Calls counted into `tokens` so far. */
   readonly tokenCalls: number
-  /** Who waits, by lane (model), in order of their calls. */
-  readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<number, Waiter>>
+  /** Who waits, by lane (model), in order of their turns. */
+  readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<bigint, Waiter>>
   readonly waiting: number
   readonly line: Line
   /** Which calls belong together, and where. */
@@ -140,8 +140,8 @@ export interface Turned {
  * @category models
  */
 export interface Line {
-  /** The lane of each oldest waiter, by the number of its call. */
-  readonly heads: RedBlackTree.RedBlackTree<number, string>
+  /** The lane of each waiter that is next in its lane, by its turn. */
+  readonly heads: RedBlackTree.RedBlackTree<bigint, string>
   /** All waiters, by the instant they give up and by call. */
   readonly ends: RedBlackTree.RedBlackTree<number, HashMap.HashMap<number, Waiter>>
   /** The lanes of those that only some keys suit. */
@@ -321,6 +321,39 @@ export interface Request extends Among {
   readonly affinity?: Affinity.Wish | undefined
   readonly rotation: boolean
   readonly random: number
+  /** When the call began; absent: now. */
+  readonly began?: number | undefined
+  /** Absent: `normal`. */
+  readonly priority?: Priority | undefined
+}
+
+/**
+ * How urgent a call is, should it have to wait: a head start over the others, which those make up by waiting.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Priority = "high" | "normal" | "low"
+
+/**
+ * How much longer than a normal call one of each priority counts as having waited, in milliseconds.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const headStartMillis: Readonly<Record<Priority, number>> = { high: 10_000, normal: 0, low: -10_000 }
+
+/**
+ * The place of a call in the order in which calls are served: the one that began first comes first, its head start
+ * counted in, and of those that began together the one with the lower number. It never changes, so that nobody who waits
+ * is overtaken for ever; and no two calls have the same.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const turnOf = ({ began, priority }: Request, call: number, now: number): bigint => {
+  const micros = Math.round(((began ?? now) - headStartMillis[priority ?? "normal"]) * 1_000)
+  return BigInt(micros) * 2n ** 53n + BigInt(call)
 }
 
 /**
@@ -331,6 +364,8 @@ export interface Request extends Among {
  */
 export interface Waiter {
   readonly request: Request
+  /** Its place among all who wait, see `turnOf`. */
+  readonly turn: bigint
   readonly since: number
   /** When it gives up. */
   readonly until: number
@@ -405,7 +440,7 @@ export const empty = (config: Config, now: number): PoolState => ({
  * @category constants
  */
 export const nobody: Line = {
-  heads: RedBlackTree.empty(byNumber),
+  heads: RedBlackTree.empty(byTurn),
   ends: RedBlackTree.empty(byNumber),
   picky: HashMap.empty(),
   view: undefined,
@@ -419,6 +454,16 @@ export const nobody: Line = {
  * @category orders
  */
 export function byNumber(a: number, b: number): -1 | 0 | 1 {
+  return a < b ? -1 : a > b ? 1 : 0
+}
+
+/**
+ * Turns upwards.
+ *
+ * @since 0.1.0
+ * @category orders
+ */
+export function byTurn(a: bigint, b: bigint): -1 | 0 | 1 {
   return a < b ? -1 : a > b ? 1 : 0
 }
 
@@ -883,6 +928,44 @@ export const withFloor = (
  */
 export interface Nearest extends OpeningTime {
   readonly breakableAt: number
+}
+
+/**
+ * The earliest instants at which the next requests of a kind can begin, in order, up to `until` and `most` of them, as far
+ * as limits tell that are known for certain; `undefined` where they do not, or there are more.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const openings = (
+  config: Config,
+  state: PoolState,
+  { model, only, tokens }: Wanted,
+  now: number,
+  until: number,
+  most: number
+): ReadonlyArray<number> | undefined => {
+  /** When the first key of each party can serve at all. */
+  const parties = new Map<string | number, { readonly key: KeyState.KeyState; readonly from: number }>()
+  SlotMap.find(state.slots, (key) => {
+    if (only?.(key.key) === false) return false
+    const closed = requestGate(config, state, key, model, now, tokens)
+    // What only a guess holds, the floor may break.
+    const from = closed === undefined ? now : Math.max(now, Math.min(closed.earliest, closed.breakableAt))
+    const party = key.key.quotaGroup ?? key.slot
+    if (from <= until && from < (parties.get(party)?.from ?? Infinity)) parties.set(party, { key, from })
+    // Where a key has no limits, nobody knows how many it can serve.
+    return from <= until && partyLimits(state, key) === undefined
+  })
+  const times: Array<number> = []
+  for (const { from, key } of parties.values()) {
+    const limits = partyLimits(state, key)
+    const own = limits === undefined ? undefined : RateLimit.openings(limits, now, until, most - times.length)
+    if (own === undefined) return undefined
+    for (const at of own) times.push(Math.max(at, from))
+    if (times.length >= most) return undefined
+  }
+  return times.sort(byNumber)
 }
 
 /**

@@ -17,6 +17,7 @@ import * as MonotonicTime from "./MonotonicTime.js"
 import * as OpenedStream from "./OpenedStream.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
+import type * as PoolState from "./PoolState.js"
 import type * as RateLimit from "./RateLimit.js"
 
 /**
@@ -39,6 +40,7 @@ export interface StreamOptions<A, E> {
   /** The tokens it will use, for keys whose limits count them. */
   readonly tokens?: RateLimit.Estimate | undefined
   readonly replayable?: boolean | "never" | undefined
+  readonly priority?: PoolState.Priority | undefined
   readonly affinity?: string | undefined
   readonly resources?: ReadonlyArray<string> | undefined
 }
@@ -81,6 +83,7 @@ export const stream = <A, E, R>(
       model: options.model,
       tokens: options.tokens,
       replayable: options.replayable,
+      priority: options.priority,
       affinity: options.affinity,
       resources: options.resources,
       classify: (exit) =>

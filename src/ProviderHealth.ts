@@ -80,8 +80,8 @@ export interface Outage {
   /** Probes that are undecided. */
   readonly probes: ReadonlyArray<{ readonly lease: number; readonly since: number }>
   readonly nextAt: number
-  /** The call that probed last: the next one is another's turn. */
-  readonly prober: number
+  /** The turn of the call that probed last, see `PoolState.turnOf`: the next one is another's. */
+  readonly prober: bigint | undefined
 }
 
 /**
@@ -134,8 +134,8 @@ export interface Suspicion {
   readonly keyIds: ReadonlyArray<string>
   readonly until: number
   readonly nextAt: number
-  /** The call that tried last. */
-  readonly prober: number
+  /** The turn of the call that tried last. */
+  readonly prober: bigint | undefined
 }
 
 /**
@@ -158,7 +158,6 @@ export interface Attempt {
   /** Leases are numbered in the order in which they begin. */
   readonly lease: number
   readonly slot: number
-  readonly call: number
   /** Which of its row it was, as `began` said; 0: there was none. */
   readonly nth: number
 }
@@ -329,7 +328,7 @@ export const limited = (
     keyIds: alike.map(({ keyId }) => keyId),
     until: Math.min(...(told.length > 0 ? told : alike).map(({ until }) => until)),
     nextAt: refusal.at,
-    prober: 0
+    prober: undefined
   }
   const refusals = HashMap.remove(health.refusals, place)
   const gates = HashMap.set(health.gates, limitOf(place), suspected)
@@ -424,7 +423,7 @@ const open = ({ first, model, origin, since }: Row, now: number): Outage => ({
   first,
   probes: [],
   nextAt: now + spacing(now - since),
-  prober: 0
+  prober: undefined
 })
 
 // --------------------------------------------------------------------------------------------------------------- gates
@@ -504,7 +503,7 @@ export const gates = (health: Health): ReadonlyArray<Gate> => [...HashMap.values
  */
 export const began = (
   health: Health,
-  { call, lease, model, origin }: Omit<Attempt, "nth">,
+  { lease, model, origin, turn }: Omit<Attempt, "nth"> & { readonly turn: bigint },
   probeMillis: number,
   now: number
 ): { readonly health: Health; readonly nth: number } => {
@@ -526,14 +525,14 @@ export const began = (
     } else if (gate._tag === "Suspicion") {
       gates = now >= gate.until
         ? HashMap.remove(gates, at)
-        : HashMap.set(gates, at, { ...gate, nextAt: now + canaryMillis, prober: call })
+        : HashMap.set(gates, at, { ...gate, nextAt: now + canaryMillis, prober: turn })
     } else {
       const probes = gate.probes.filter(({ since }) => now < since + probeMillis)
       gates = HashMap.set(gates, at, {
         ...gate,
         probes: [...probes, { lease, since: now }],
         nextAt: now + spacing(now - gate.since),
-        prober: call
+        prober: turn
       })
     }
   }

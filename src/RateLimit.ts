@@ -201,6 +201,28 @@ export const gate = (self: RateLimit, estimate: Estimate | undefined, now: numbe
   return closed
 }
 
+/**
+ * The earliest instants at which the next requests can begin, up to `until` and `most` of them, by the limits of requests
+ * that are declared; `undefined` where there are none. What is announced or learned changes with each answer.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const openings = (
+  self: RateLimit,
+  now: number,
+  until: number,
+  most: number
+): ReadonlyArray<number> | undefined => {
+  let times: ReadonlyArray<number> | undefined
+  for (const limit of self.declared) {
+    if (limit.unit !== "requests") continue
+    const own = DeclaredLimit.openings(limit, now, until, most)
+    times = times?.flatMap((at, i) => own[i] === undefined ? [] : [Math.max(at, own[i])]) ?? own
+  }
+  return times
+}
+
 const later = (
   closed: Closed | undefined,
   full: DeclaredLimit.Full | undefined,

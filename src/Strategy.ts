@@ -31,6 +31,11 @@ export interface Candidate {
   readonly inFlight: number
   /** Attempts ever started. */
   readonly total: number
+  /**
+   * How much it was used of late: attempts, each of which counts half as much with every minute that passes. On a scale
+   * that does not change with time: the binary logarithm of that sum plus the pool's clock in minutes; -Infinity: never.
+   */
+  readonly recent: number
   /** When it was last picked, in milliseconds of the pool's clock; -Infinity when never. */
   readonly lastUsed: number
   /** The key itself, with its other attributes: group, models, limits, cost tier. */
@@ -427,10 +432,11 @@ class LeastUsed implements Index {
 }
 
 /**
- * The key with the fewest attempts in flight; of those the one with the lowest `total`, then the one that was picked
+ * The key with the fewest attempts in flight; of those the one that was used least of late, then the one that was picked
  * the longest time ago, then the lowest slot.
  *
- * `total` need not be a plain count: any number that orders keys by use will do, such as a decaying one.
+ * What was used counts half as much after a minute. A key that joins, or is reset, begins at the median of the others,
+ * so that it does not take all calls until it has caught up.
  *
  * @example
  * ```ts
@@ -456,7 +462,7 @@ export const leastUsed: Strategy = {
 /** Negative when the first is used less. */
 function compareUse(a: Candidate, b: Candidate): number {
   if (a.inFlight !== b.inFlight) return a.inFlight < b.inFlight ? -1 : 1
-  if (a.total !== b.total) return a.total < b.total ? -1 : 1
+  if (a.recent !== b.recent) return a.recent < b.recent ? -1 : 1
   // Not a subtraction: both may be -Infinity.
   return a.lastUsed < b.lastUsed ? -1 : a.lastUsed > b.lastUsed ? 1 : 0
 }
@@ -615,7 +621,7 @@ class PowerOfTwoChoices implements Index {
 }
 
 /**
- * Two different keys at random, and of these the one with fewer attempts in flight (then the lower `total`, then the
+ * Two different keys at random, and of these the one with fewer attempts in flight (then the less used of late, then the
  * one picked longer ago). Spreads load nearly as well as `leastUsed`, without all processes running to the same key.
  *
  * @example

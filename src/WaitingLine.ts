@@ -1,5 +1,5 @@
 /**
- * Who waits for a key, in lanes by model and in order of their calls; and how they are served.
+ * Who waits for a key, in lanes by model and in order of their turns; and how they are served.
  *
  * @since 0.1.0
  */
@@ -56,7 +56,7 @@ export const acquire = (
   // Whoever waits there could not be served: no more can a newcomer. Where tokens count, the usual lanes are as one, or
   // small requests would come before a large one for ever.
   const behind = queue._tag === "Some" ||
-    (served.state.rest.limits.metered && isUsual(served.state, lane) && oldestUsual(served.state) !== undefined)
+    (served.state.rest.limits.metered && isUsual(served.state, lane) && firstInUsual(served.state) !== undefined)
   const leased: Leasing.Leased = behind
     ? { state: served.state, lease: undefined, events: PoolState.noEvents }
     : Leasing.lease(config, served.state, request, now)
@@ -64,16 +64,36 @@ export const acquire = (
   const answers = served.answers
   if (leased.lease !== undefined) return { state: leased.state, answers, events, outcome: leased.lease }
   const view = served.state.rest.line.view
-  const seen = queue._tag === "Some" && view !== undefined ? HashMap.get(view.lanes, lane) : Option.none()
+  const call = request.call === 0 ? leased.state.calls + 1 : request.call
+  const turn = PoolState.turnOf(request, call, now)
+  const next = headOf(leased.state, lane)
+  // What opens for the next in the lane does so for all behind, but for nobody before: that one may need less.
+  const seen = next !== undefined && next.turn < turn && view !== undefined
+    ? HashMap.get(view.lanes, lane)
+    : Option.none()
   const opens = seen._tag === "Some"
     ? openingOf(config, leased.state, seen.value, now)
     : PoolState.opening(config, leased.state, request, now)
-  const call = request.call === 0 ? leased.state.calls + 1 : request.call
   const counted = request.call === 0 ? { ...leased.state, calls: call } : leased.state
   if (wait.until <= now || isHopeless(opens, wait.until)) return { state: counted, answers, events, outcome: "refused" }
-  if (counted.rest.waiting >= config.maxWaiters) return { state: counted, answers, events, outcome: "full" }
-  const waiter: PoolState.Waiter = { request: { ...request, call }, since: now, until: wait.until, answer: wait.answer }
-  return { state: withWaiter(counted, waiter), answers, events, outcome: waiter }
+  if (queue._tag === "Some" && comesTooLate(config, counted, request, queue.value, turn, wait.until, now)) {
+    return { state: counted, answers, events, outcome: "refused" }
+  }
+  const last = counted.rest.waiting >= config.maxWaiters ? lastOf(counted) : undefined
+  // Whoever comes before another takes that one's place in a line that is full.
+  if (counted.rest.waiting >= config.maxWaiters && (last === undefined || last.turn < turn)) {
+    return { state: counted, answers, events, outcome: "full" }
+  }
+  const left: Array<Answer> = [...answers]
+  const room = last === undefined ? counted : refuse(counted, [last], left)
+  const waiter: PoolState.Waiter = {
+    request: { ...request, call },
+    turn,
+    since: now,
+    until: wait.until,
+    answer: wait.answer
+  }
+  return { state: withWaiter(room, waiter), answers: left, events, outcome: waiter }
 }
 
 /**
@@ -101,7 +121,7 @@ export const dispatch = (config: PoolState.Config, state: PoolState.PoolState, n
   while (next.rest.waiting > 0) {
     const usual = usualBlocked ? undefined : firstUsual(config, next, blocked, now)
     const own = firstOwn(config, next, blocked, now)
-    const head = own === undefined || (usual !== undefined && usual.request.call < own.request.call) ? usual : own
+    const head = own === undefined || (usual !== undefined && usual.turn < own.turn) ? usual : own
     if (head === undefined) break
     const leased = Leasing.lease(config, next, head.request, now)
     if (leased.lease === undefined) {
@@ -150,14 +170,14 @@ export const close = (config: PoolState.Config, state: PoolState.PoolState, now:
 export const withoutWaiter = (state: PoolState.PoolState, waiter: PoolState.Waiter): PoolState.PoolState => {
   const lane = laneOf(waiter.request)
   const queue = HashMap.get(state.rest.lanes, lane)
-  if (queue._tag === "None" || !RedBlackTree.has(queue.value, waiter.request.call)) return state
-  const { call } = waiter.request
+  if (queue._tag === "None" || !RedBlackTree.has(queue.value, waiter.turn)) return state
+  const { turn } = waiter
   const { line, waiting } = state.rest
-  const left = RedBlackTree.removeFirst(queue.value, call)
+  const left = RedBlackTree.removeFirst(queue.value, turn)
   const isLast = RedBlackTree.size(left) === 0
   let heads = line.heads
-  if (RedBlackTree.has(heads, call)) {
-    heads = RedBlackTree.removeFirst(heads, call)
+  if (RedBlackTree.has(heads, turn)) {
+    heads = RedBlackTree.removeFirst(heads, turn)
     const head = RedBlackTree.first(left)
     if (head._tag === "Some") heads = RedBlackTree.insert(heads, head.value[0], lane)
   }
@@ -188,7 +208,7 @@ export const withoutWaiter = (state: PoolState.PoolState, waiter: PoolState.Wait
  */
 export const isWaiting = (state: PoolState.PoolState, waiter: PoolState.Waiter): boolean => {
   const queue = HashMap.get(state.rest.lanes, laneOf(waiter.request))
-  return queue._tag === "Some" && RedBlackTree.has(queue.value, waiter.request.call)
+  return queue._tag === "Some" && RedBlackTree.has(queue.value, waiter.turn)
 }
 
 /**
@@ -225,25 +245,25 @@ const laneOf = ({ call, lane, model, only }: LaneRequest): string =>
 type LaneRequest = Pick<PoolState.Request, "model" | "only" | "lane"> & { readonly call?: number }
 
 const withWaiter = (state: PoolState.PoolState, waiter: PoolState.Waiter): PoolState.PoolState => {
-  const { request, until } = waiter
+  const { request, turn, until } = waiter
   const { line } = state.rest
   const lane = laneOf(request)
   const queue = Option.getOrElse(
     HashMap.get(state.rest.lanes, lane),
-    () => RedBlackTree.empty<number, PoolState.Waiter>(PoolState.byNumber)
+    () => RedBlackTree.empty<bigint, PoolState.Waiter>(PoolState.byTurn)
   )
   const before = Option.getOrUndefined(RedBlackTree.first(queue))?.[0]
   let heads = line.heads
-  if (before === undefined || request.call < before) {
+  if (before === undefined || turn < before) {
     if (before !== undefined) heads = RedBlackTree.removeFirst(heads, before)
-    heads = RedBlackTree.insert(heads, request.call, lane)
+    heads = RedBlackTree.insert(heads, turn, lane)
   }
   const own = line.view === undefined ? undefined : Option.getOrUndefined(HashMap.get(line.view.lanes, lane))
   return {
     ...state,
     rest: {
       ...state.rest,
-      lanes: HashMap.set(state.rest.lanes, lane, RedBlackTree.insert(queue, request.call, waiter)),
+      lanes: HashMap.set(state.rest.lanes, lane, RedBlackTree.insert(queue, turn, waiter)),
       waiting: state.rest.waiting + 1,
       line: {
         heads,
@@ -294,23 +314,35 @@ const firstUsual = (
   return first
 }
 
-/** Whose turn it is: the older call's, but probes of the provider go round all calls. */
+/** Whose turn it is: the first in order, but probes of the provider go round all calls. */
 const sooner = (
   state: PoolState.PoolState,
   a: PoolState.Waiter | undefined,
   b: PoolState.Waiter
 ): PoolState.Waiter => {
   if (a === undefined) return b
-  const hadTurn = ({ request }: PoolState.Waiter) =>
-    request.call <= (PoolState.trialOf(state, request.model)?.prober ?? -1)
+  const hadTurn = ({ request, turn }: PoolState.Waiter) => {
+    const trial = PoolState.trialOf(state, request.model)
+    return trial?.prober !== undefined && turn <= trial.prober
+  }
   const [isLater, isLaterToo] = [hadTurn(a), hadTurn(b)]
-  return isLater === isLaterToo ? a.request.call < b.request.call ? a : b : isLater ? b : a
+  return isLater === isLaterToo ? a.turn < b.turn ? a : b : isLater ? b : a
 }
 
-/** Of the lanes that are like any other, the waiter of the oldest call. */
-const oldestUsual = (state: PoolState.PoolState): PoolState.Waiter | undefined => {
+/** Of the lanes that are like any other, the waiter who is next. */
+const firstInUsual = (state: PoolState.PoolState): PoolState.Waiter | undefined => {
   for (const [, lane] of state.rest.line.heads) if (isUsual(state, lane)) return headOf(state, lane)
   return undefined
+}
+
+/** Who comes last of all. */
+const lastOf = (state: PoolState.PoolState): PoolState.Waiter | undefined => {
+  let last: PoolState.Waiter | undefined
+  for (const [, queue] of state.rest.lanes) {
+    const waiter = Option.getOrUndefined(RedBlackTree.last(queue))?.[1]
+    if (waiter !== undefined && (last === undefined || last.turn < waiter.turn)) last = waiter
+  }
+  return last
 }
 
 const isUsual = (state: PoolState.PoolState, lane: string): boolean => {
@@ -318,7 +350,7 @@ const isUsual = (state: PoolState.PoolState, lane: string): boolean => {
   return own === undefined || !HashMap.has(own, lane)
 }
 
-/** Of the lanes that differ and may be open, the waiter of the oldest call. */
+/** Of the lanes that differ and may be open, the waiter who is next. */
 const firstOwn = (
   config: PoolState.Config,
   state: PoolState.PoolState,
@@ -334,15 +366,15 @@ const firstOwn = (
   return first
 }
 
-/** Who is next in a lane: the oldest call, or after a probe of the provider the one behind that. */
+/** Who is next in a lane: the first in order, or after a probe of the provider the one behind that. */
 const headOf = (state: PoolState.PoolState, lane: string): PoolState.Waiter | undefined => {
   const queue = HashMap.get(state.rest.lanes, lane)
   if (queue._tag === "None") return undefined
-  const oldest = Option.getOrUndefined(RedBlackTree.first(queue.value))?.[1]
-  const trial = oldest === undefined ? undefined : PoolState.trialOf(state, oldest.request.model)
-  if (trial === undefined) return oldest
+  const first = Option.getOrUndefined(RedBlackTree.first(queue.value))?.[1]
+  const trial = first === undefined ? undefined : PoolState.trialOf(state, first.request.model)
+  if (trial?.prober === undefined) return first
   for (const [, next] of RedBlackTree.greaterThan(queue.value, trial.prober)) return next
-  return oldest
+  return first
 }
 
 // ------------------------------------------------------------------------------------------------------------ refusals
@@ -378,6 +410,27 @@ const refuseWhile = (
 const isHopeless = ({ earliest }: PoolState.OpeningTime, until: number): boolean =>
   earliest > until || earliest === Infinity
 
+/** Whether so many come before in the lane that a call's turn comes after its end, by what is known for certain. */
+const comesTooLate = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  request: PoolState.Request,
+  queue: RedBlackTree.RedBlackTree<bigint, PoolState.Waiter>,
+  turn: bigint,
+  until: number,
+  now: number
+): boolean => {
+  const opens = PoolState.openings(config, state, request, now, until, RedBlackTree.size(queue) + 1)
+  if (opens === undefined) return false
+  let taken = 0
+  for (const [other, waiter] of queue) {
+    if (other > turn) break
+    // Who gives up before the next key opens takes none.
+    if ((opens[taken] ?? Infinity) <= waiter.until) taken++
+  }
+  return taken >= opens.length
+}
+
 /** Refuses those whose wait cannot end well; looks at them only where that may have become so since the last time. */
 const refuseHopeless = (
   config: PoolState.Config,
@@ -398,7 +451,7 @@ const refuseHopeless = (
     // An opening that is not ahead makes nobody's wait hopeless, whichever it was.
     if (view.from > now || opens.earliest > now) next = withLane(next, lane, opens.earliest)
   }
-  const opens = PoolState.opening(config, next, anyOf(oldestUsual(next)), now)
+  const opens = PoolState.opening(config, next, anyOf(firstInUsual(next)), now)
   if (opens.earliest > next.rest.line.usualFrom) {
     for (const [until, waiters] of next.rest.line.ends) {
       if (!isHopeless(opens, until)) break

@@ -59,6 +59,7 @@ const wrong: Readonly<Record<string, ReadonlyArray<unknown>>> = {
   maxWait: noDuration,
   model: [5, "", "  ", "a\nb", null, {}],
   replayable: ["never", 1, null],
+  priority: ["urgent", "", 1, null, "toString"],
   dedline: ["1 second"]
 }
 
@@ -102,7 +103,14 @@ describe("refusals", () => {
 
   it.effect("every setting of the right kind is taken as it is", () =>
     Effect.gen(function*() {
-      const settings = { deadline: "24 days", budget: Infinity, maxWait: 0, model: "large", replayable: true } as const
+      const settings = {
+        deadline: "24 days",
+        budget: Infinity,
+        maxWait: 0,
+        model: "large",
+        replayable: true,
+        priority: "high"
+      } as const
       assert.deepStrictEqual(yield* CallOptions.withOptions(given, settings), settings)
     }))
 

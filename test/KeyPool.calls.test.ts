@@ -427,6 +427,7 @@ describe("limits of a call", () => {
       const ends = <A, E>(pool: KeyPool.Service, use: (lease: KeyPool.Lease) => Effect.Effect<A, E>) =>
         Effect.gen(function*() {
           const from = yield* Clock.currentTimeMillis
+          const { inFlight } = yield* pool.snapshot
           const call = yield* Effect.fork(
             Effect.flip(pool.run(use)).pipe(
               Effect.flatMap((error) => Effect.map(Clock.currentTimeMillis, (now) => [error, now - from] as const)),
@@ -437,20 +438,59 @@ describe("limits of a call", () => {
           const [error, elapsed] = yield* Fiber.join(call)
           assert.propertyVal(error, "_tag", "DeadlineExceeded")
           assert.strictEqual(elapsed, 1_234)
-          assert.strictEqual((yield* pool.snapshot).inFlight, 0)
+          assert.strictEqual((yield* pool.snapshot).inFlight, inFlight)
           assert.strictEqual((yield* pool.snapshot).waiting, 0)
         })
-      const pool = yield* KeyPool.make({ keys: keys("a"), ...lasting, ...plain, retry: Schedule.spaced("1 second") })
+      const limited = keys("a", { a: { limits: { concurrency: 1 } } })
+      const pool = yield* KeyPool.make({ keys: limited, ...lasting, ...plain, retry: Schedule.spaced("1 second") })
       yield* ends(pool, () => Effect.never)
       yield* ends(pool, () => bad("ServerError").exit)
-      yield* report(pool, "a", "RateLimited", { wait: 10_000 })
+      yield* pool.lease
       yield* ends(pool, labelOf)
+    }))
+
+  test("C2: a call whose deadline comes before any key is refused at once; else the deadline says so itself", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("a"), ...plain })
+      yield* report(pool, "a", "RateLimited", { wait: "5 seconds" })
+      const call = pool.run(() => Effect.void)
+      const now = yield* Clock.currentTimeMillis
+      const refused = yield* Effect.flip(CallOptions.withDeadline(call, "4 seconds"))
+      assert.strictEqual(refused._tag, "AllKeysExhausted")
+      assert.strictEqual(yield* Clock.currentTimeMillis, now)
+      const busy = yield* KeyPool.make({ keys: keys("b", { b: { limits: { concurrency: 1 } } }), ...plain })
+      yield* Effect.fork(busy.run(() => Effect.never))
+      yield* calm
+      const late = yield* Effect.fork(Effect.flip(CallOptions.withDeadline(busy.run(() => Effect.void), "4 seconds")))
+      yield* TestClock.adjust("4 seconds")
+      assert.strictEqual((yield* Fiber.join(late))._tag, "DeadlineExceeded")
+    }))
+
+  test("C2: calls that wait are served by priority, given around the call or with it", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("a", { a: { limits: { concurrency: 1 } } }), ...plain })
+      const order: Array<string> = []
+      yield* Effect.fork(pool.run(() => Effect.sleep("1 second")))
+      yield* calm
+      const note = (name: string, priority?: CallOptions.Priority) =>
+        Effect.fork(pool.run(() => Effect.sync(() => order.push(name)), { priority }))
+      yield* note("low", "low")
+      yield* note("normal")
+      yield* note("high", "high")
+      yield* note("around").pipe(CallOptions.withOptions({ priority: "high" }))
+      yield* note("own", "low").pipe(CallOptions.withOptions({ priority: "high" }))
+      yield* Effect.fork(
+        Stream.runDrain(pool.stream(() => Stream.sync(() => order.push("stream")), { priority: "high" }))
+      )
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(order, ["high", "around", "stream", "normal", "low", "own"])
     }))
 
   test("C3: the deadline holds for pool.lease too", () =>
     Effect.gen(function*() {
-      const pool = yield* KeyPool.make({ keys: keys("a"), deadline: "1 second" })
-      yield* report(pool, "a", "RateLimited", { wait: "10 seconds" })
+      const limited = keys("a", { a: { limits: { concurrency: 1 } } })
+      const pool = yield* KeyPool.make({ keys: limited, deadline: "1 second" })
+      yield* pool.lease
       const lease = yield* Effect.fork(Effect.flip(Effect.scoped(pool.lease)))
       yield* TestClock.adjust("1 second")
       assert.isTrue(Option.isSome(yield* Fiber.poll(lease)))

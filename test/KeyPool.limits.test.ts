@@ -8,9 +8,54 @@ import type * as AnnouncedLimit from "../src/AnnouncedLimit.js"
 import * as Fault from "../src/Fault.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Outcome from "../src/Outcome.js"
-import { bad, calm, keyOf, keys, ok, plain, report, test, upstream } from "./support/pooled.js"
+import { bad, calm, idOf, keyOf, keys, ok, plain, report, test, upstream } from "./support/pooled.js"
 
 const patient = { ...plain, budget: "10 minutes" } as const
+
+describe("A5: recent use", () => {
+  const lab = Effect.gen(function*() {
+    const provider = yield* upstream()
+    const pool = yield* KeyPool.make({ keys: keys("abc"), strategy: "least-used", ...plain })
+    const send = (times: number) => Effect.replicateEffect(pool.run(provider.send), times, { discard: true })
+    const counts = Effect.map(
+      provider.sent,
+      (sent) => ["a", "b", "c", "d"].map((label) => sent.filter((one) => one.label === label).length)
+    )
+    return { pool, send, counts }
+  })
+
+  test("a key that joins gets its share from then on, and no more; so does one that is reset", () =>
+    Effect.gen(function*() {
+      const { counts, pool, send } = yield* lab
+      yield* send(90)
+      yield* pool.keyring.add({ secret: "secret-d", label: "d" })
+      yield* send(40)
+      assert.deepStrictEqual(yield* counts, [40, 40, 40, 10])
+      yield* report(pool, "a", "Unauthorized")
+      yield* send(90)
+      const before = yield* counts
+      yield* pool.reset(yield* idOf(pool, "a"))
+      yield* send(40)
+      assert.deepStrictEqual((yield* counts).map((count, i) => count - (before[i] ?? 0)), [10, 10, 10, 10])
+    }))
+
+  test("what was used counts half as much after a minute", () =>
+    Effect.gen(function*() {
+      const { counts, pool, send } = yield* lab
+      const [b, c] = [yield* idOf(pool, "b"), yield* idOf(pool, "c")]
+      yield* pool.disable(b)
+      yield* pool.disable(c)
+      yield* send(7)
+      yield* TestClock.adjust("2 minutes")
+      yield* pool.enable(b)
+      yield* pool.disable(yield* idOf(pool, "a"))
+      yield* send(1)
+      yield* pool.enable(yield* idOf(pool, "a"))
+      // Seven of two minutes ago weigh less than two of now, and more than one.
+      yield* send(2)
+      assert.deepStrictEqual(yield* counts, [8, 2, 0, 0])
+    }))
+})
 
 describe("A1: declared limits", () => {
   test(

@@ -113,7 +113,8 @@ const command: FastCheck.Arbitrary<Command> = FastCheck.oneof(
       patience: FastCheck.constantFrom(0, 500, 1500, 5000, 60_000),
       only: FastCheck.integer({ min: 0, max: 9 }).map((n) => n === 9),
       affinity,
-      random
+      random,
+      priority: FastCheck.constantFrom<Array<PoolState.Priority | undefined>>(undefined, "high", "normal", "low")
     })
   },
   { weight: 1, arbitrary: FastCheck.record({ _tag: FastCheck.constant("abandon" as const), nth }) },

@@ -42,13 +42,13 @@ describe("ProviderHealth", () => {
           }
           const began = ProviderHealth.began(
             health,
-            { origin, model, lease: ++leases, slot, call: leases },
+            { origin, model, lease: ++leases, slot, turn: BigInt(leases) },
             probeMillis,
             now
           )
           health = began.health
           running = [...running, {
-            attempt: { origin, model, lease: leases, slot, call: leases, nth: began.nth },
+            attempt: { origin, model, lease: leases, slot, nth: began.nth },
             at: now
           }]
           const after = ProviderHealth.outageOf(health, origin, model)
@@ -56,7 +56,7 @@ describe("ProviderHealth", () => {
             assert.isAtMost(after.probes.length, 4)
             assert.isAtLeast(after.nextAt - now, 500)
             assert.isAtMost(after.nextAt - now, 5_000)
-            assert.strictEqual(after.prober, leases)
+            assert.strictEqual(after.prober, BigInt(leases))
           }
           continue
         }
@@ -106,7 +106,7 @@ describe("ProviderHealth", () => {
       for (const model of [undefined, "m1", "m2"]) {
         now += 60_000
         assert.isUndefined(ProviderHealth.heldBack(health, origin, model, probeMillis, now))
-        const one = { origin, model, lease: ++leases, slot: 0, call: leases }
+        const one = { origin, model, lease: ++leases, slot: 0, turn: BigInt(leases) }
         const { health: begun, nth } = ProviderHealth.began(health, one, probeMillis, now)
         const attempt = { ...one, nth }
         const answered = ProviderHealth.succeeded(
@@ -123,12 +123,12 @@ describe("ProviderHealth", () => {
   )
 
   it("F2: a release begins at the pace of what comes, then goes at twice that, and ends when nobody wants more", () => {
-    const attempt = (lease: number, slot: number): ProviderHealth.Attempt => ({
+    const attempt = (lease: number, slot: number): ProviderHealth.Attempt & { readonly turn: bigint } => ({
       origin,
       model: undefined,
       lease,
       slot,
-      call: lease,
+      turn: BigInt(lease),
       nth: 0
     })
     let health = ProviderHealth.initial

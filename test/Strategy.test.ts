@@ -42,6 +42,7 @@ const candidate = FastCheck.record({
   order: FastCheck.integer({ min: 0, max: 3 }),
   inFlight: FastCheck.integer({ min: 0, max: 2 }),
   total: FastCheck.integer({ min: 0, max: 3 }),
+  recent: FastCheck.integer({ min: 0, max: 3 }),
   lastUsed: FastCheck.constantFrom(-Infinity, 0, 1, 2)
 }).map(({ generation, ...numbers }): Candidate => ({
   ...numbers,
@@ -148,6 +149,7 @@ function key(slot: number, numbers: Partial<Candidate> = {}): Candidate {
     order: 0,
     inFlight: 0,
     total: 0,
+    recent: 0,
     lastUsed: -Infinity,
     key: anyKey,
     ...numbers
@@ -479,15 +481,15 @@ describe("leastUsed", () => {
         const possible = keys.filter(({ slot }) => allowed(slot))
         const inFlight = Math.min(...possible.map((key) => key.inFlight))
         const idle = possible.filter((key) => key.inFlight === inFlight)
-        const total = Math.min(...idle.map((key) => key.total))
-        const fresh = idle.filter((key) => key.total === total)
+        const recent = Math.min(...idle.map((key) => key.recent))
+        const fresh = idle.filter((key) => key.recent === recent)
         const lastUsed = Math.min(...fresh.map((key) => key.lastUsed))
         return fresh.find((key) => key.lastUsed === lastUsed)?.slot
       }
     }, history), { fastCheck: { numRuns: 200 } })
 
   it("levels what is in flight, then what was served", () => {
-    const keys = [key(0, { total: 7 }), key(1, { inFlight: 2 }), key(2, { inFlight: 1 })]
+    const keys = [key(0, { recent: 7 }), key(1, { inFlight: 2 }), key(2, { inFlight: 1 })]
     let index = indexOf(Strategy.leastUsed, keys)
     const slots: Array<number> = []
     for (let now = 0; now < 6; now++) {
@@ -495,7 +497,7 @@ describe("leastUsed", () => {
       slots.push(slot)
       const old = keys[slot]
       assert(old !== undefined)
-      keys[slot] = { ...old, inFlight: old.inFlight + 1, total: old.total + 1, lastUsed: now }
+      keys[slot] = { ...old, inFlight: old.inFlight + 1, recent: old.recent + 1, lastUsed: now }
       index = index.update(keys[slot])
     }
     assert.deepStrictEqual(slots, [0, 2, 0, 1, 2, 0])
@@ -555,10 +557,10 @@ describe("powerOfTwoChoices", () => {
     ({ history }) =>
       replay(Strategy.powerOfTwoChoices, history, (answer, keys, { allowed }) => {
         const ranking = keys.filter(({ slot }) => allowed(slot)).sort((a, b) =>
-          a.inFlight - b.inFlight || a.total - b.total || (a.lastUsed === b.lastUsed ? 0 : a.lastUsed - b.lastUsed)
+          a.inFlight - b.inFlight || a.recent - b.recent || (a.lastUsed === b.lastUsed ? 0 : a.lastUsed - b.lastUsed)
         )
         const [last, nextToLast] = ranking.toReversed()
-        const alike = last?.inFlight === nextToLast?.inFlight && last?.total === nextToLast?.total &&
+        const alike = last?.inFlight === nextToLast?.inFlight && last?.recent === nextToLast?.recent &&
           last?.lastUsed === nextToLast?.lastUsed
         if (nextToLast !== undefined && !alike) assert.notStrictEqual(answer, last?.slot)
       }),

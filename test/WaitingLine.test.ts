@@ -2,11 +2,12 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as FastCheck from "effect/FastCheck"
 import * as FiberId from "effect/FiberId"
 import * as HashMap from "effect/HashMap"
 import * as RedBlackTree from "effect/RedBlackTree"
-import type * as ApiKey from "../src/ApiKey.js"
+import * as ApiKey from "../src/ApiKey.js"
 import * as Fault from "../src/Fault.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Leasing from "../src/Leasing.js"
@@ -115,13 +116,7 @@ describe("WaitingLine", () => {
     for (const [model, only] of [["a", undefined], ["b", () => true], ["c", undefined], ["d", () => true]] as const) {
       state = ask(state, 1, 60_000, { model, only }).state
     }
-    const order: Array<string> = []
-    let served = end(state, first(busy.held), 2)
-    while (served.answers.length > 0) {
-      order.push(...models(served))
-      served = end(served.state, granted(served), 2)
-    }
-    assert.deepStrictEqual(order, ["Granted a", "Granted b", "Granted c", "Granted d"])
+    assert.deepStrictEqual(drained(state, first(busy.held)), ["Granted a", "Granted b", "Granted c", "Granted d"])
   })
 
   it("C2: who waits in vain is told so when the wait becomes hopeless, and once there is no key for ever", () => {
@@ -155,24 +150,172 @@ describe("WaitingLine", () => {
     assert.deepStrictEqual(seen, [100, 2, 500, 1, 700, 1, 900, 1])
   })
 
+  it("C2: the more urgent come first, in their lane and among the lanes, and first come, first served among equals", () => {
+    const busy = queued([makeKey(0, spec({ concurrency: 1 }))], 1, () => "a")
+    let state = busy.state
+    for (
+      const [model, priority] of [["a", "low"], ["b", undefined], ["c", "normal"], ["a", "high"], [
+        "d",
+        "high"
+      ]] as const
+    ) state = ask(state, 1, 60_000, { model, priority }).state
+    assert.deepStrictEqual(drained(state, first(busy.held)), [
+      "Granted a",
+      "Granted d",
+      "Granted b",
+      "Granted c",
+      "Granted a"
+    ])
+  })
+
+  it("C2: priorities age: a head start of 10 s, after which who came first is first", () => {
+    const busy = queued([makeKey(0, spec({ concurrency: 1 }))], 1, () => "a")
+    const order = (priority: PoolState.Priority, came: number, other: PoolState.Priority) => {
+      const waiting = ask(busy.state, 1, 90_000, { model: "first", priority }).state
+      const { state } = ask(waiting, came, 90_000, { model: "second", priority: other })
+      return drained(state, first(busy.held), came)[0]
+    }
+    assert.deepStrictEqual(
+      [
+        order("normal", 10_000, "high"),
+        order("normal", 10_001, "high"),
+        order("normal", 10_002, "high"),
+        order("low", 20_000, "high"),
+        order("low", 20_001, "high"),
+        order("low", 10_000, "normal"),
+        order("low", 10_002, "normal")
+      ],
+      ["second", "first", "first", "second", "first", "second", "first"].map((model) => `Granted ${model}`)
+    )
+  })
+
+  it("C2: a call that waits again keeps its place, as of when it began", () => {
+    const busy = queued([makeKey(0, spec({ concurrency: 1 }))], 1, () => "a")
+    const waiting = ask(busy.state, 5, 60_000, { model: "new" }).state
+    const { state } = ask(waiting, 9, 60_000, { call: 1, began: 2, model: "again" })
+    assert.deepStrictEqual(drained(state, first(busy.held), 9), ["Granted again", "Granted new"])
+  })
+
+  it("C2: in a line that is full, who is more urgent takes the place of the last, who is refused", () => {
+    const full: PoolState.Config = { ...config, maxWaiters: 2 }
+    const busy = queued([makeKey(0, spec({ concurrency: 1 }))], 1, () => "a")
+    let state = busy.state
+    for (const model of ["a", "b"]) state = ask(state, 1, 60_000, { model }, full).state
+    assert.strictEqual(ask(state, 2, 60_000, { model: "c" }, full).outcome, "full")
+    assert.strictEqual(ask(state, 2, 60_000, { model: "c", priority: "low" }, full).outcome, "full")
+    const urgent = ask(state, 2, 60_000, { model: "c", priority: "high" }, full)
+    assert.deepStrictEqual(models(urgent), ["Refused b"])
+    assert.deepStrictEqual(drained(urgent.state, first(busy.held)), ["Granted c", "Granted a"])
+  })
+
+  it("C2: a small urgent request is not refused because the large one before which it comes would not fit in time", () => {
+    const tokens = (input: number) => ({ input, maxOutput: 0 })
+    const key = Either.getOrThrow(ApiKey.make({ secret: "metered", models: ["m"], limits: { tokensPerMinute: 100 } }))
+    let state = PoolKeys.make(config, [key], 0)
+    for (const [at, input] of [[0, 50], [30_000, 50]] as const) {
+      const held = ask(state, at, 90_000, { model: "m", tokens: tokens(input) })
+      if (typeof held.outcome !== "object" || "since" in held.outcome) return assert.fail("no lease")
+      state = end(held.state, held.outcome, at).state
+    }
+    state =
+      WaitingLine.dispatch(config, ask(state, 30_000, 200_000, { model: "m", tokens: tokens(100) }).state, 30_000).state
+    const small = { tokens: tokens(10), priority: "high", model: "m" } as const
+    assert.strictEqual(ask(state, 30_000, 59_000, small).outcome, "refused")
+    const waiting = ask(state, 30_000, 70_000, small)
+    assert.isObject(waiting.outcome)
+    assert.deepStrictEqual(WaitingLine.dispatch(config, waiting.state, 60_000).answers.map((a) => a._tag), ["Granted"])
+  })
+
+  it("C2: who is told by a declared limit that the queue before it is too long is refused at once, and nobody else", () => {
+    const limits = { requestsPerMinute: 2 }
+    const keyWith = (n: number, given: ApiKey.Limits, group?: string) =>
+      Either.getOrThrow(ApiKey.make({ secret: `limited-${n}`, limits: given, quotaGroup: group }))
+    /** A pool that has used up two of its requests at 0, and whose waiters, if any, wait until these instants. */
+    const used = (keys: ReadonlyArray<ApiKey.ApiKey>, waiting: ReadonlyArray<number>) => {
+      let state = PoolKeys.make(config, keys, 0)
+      for (let i = 0; i < 2; i++) {
+        const { outcome, state: leased } = ask(state, 0, 90_000)
+        if (typeof outcome !== "object" || "since" in outcome) return assert.fail("no lease")
+        state = end(leased, outcome, 0).state
+      }
+      for (const until of waiting) {
+        const asked = ask(state, 1_000, until)
+        assert.isObject(asked.outcome)
+        state = asked.state
+      }
+      return state
+    }
+    const outcome = (state: PoolState.PoolState, until: number, request: Partial<PoolState.Request> = {}) => {
+      const { outcome } = ask(state, 1_000, until, request)
+      return typeof outcome === "object" ? "since" in outcome ? "waits" : "leased" : outcome
+    }
+    const one = [keyWith(0, limits)]
+    const full = used(one, [61_000, 61_000])
+    assert.strictEqual(outcome(used(one, [61_000]), 61_000), "waits")
+    assert.strictEqual(outcome(full, 61_000), "refused")
+    assert.strictEqual(outcome(full, 119_999), "refused")
+    // From then on the two that were taken a minute before are free again.
+    assert.strictEqual(outcome(full, 120_000), "waits")
+    assert.strictEqual(outcome(full, 61_000, { priority: "high" }), "waits")
+    // Who may be served later takes nothing from one who is before.
+    assert.strictEqual(outcome(used(one, [130_000, 130_000]), 61_000), "refused")
+    assert.strictEqual(outcome(used(one, [130_000, 130_000]), 61_000, { model: "another" }), "waits")
+    // The keys of a group share what there is.
+    const group = [keyWith(0, limits, "g"), keyWith(1, limits, "g")]
+    assert.strictEqual(outcome(used(group, [61_000, 61_000]), 61_000), "refused")
+    // The tightest of several limits counts.
+    const daily = [keyWith(0, { requestsPerMinute: 2, requestsPerDay: 3 })]
+    assert.strictEqual(outcome(used(daily, [61_000]), 300_000), "refused")
+    const loose = [keyWith(0, { requestsPerMinute: 2, requestsPerDay: 100 })]
+    assert.strictEqual(outcome(used(loose, [61_000, 61_000]), 61_000), "refused")
+  })
+
+  it("C2: nobody is refused for a queue of which nothing is known for certain", () => {
+    const make = (n: number, limits: ApiKey.Limits) => Either.getOrThrow(ApiKey.make({ secret: `free-${n}`, limits }))
+    const keys = [make(0, { requestsPerMinute: 1 }), make(1, { concurrency: 1 })]
+    let state = PoolKeys.make(config, keys, 0)
+    for (let i = 0; i < 2; i++) state = ask(state, 0, 90_000).state
+    for (let i = 0; i < 20; i++) {
+      const asked = ask(state, 1_000, 30_000)
+      assert.isTrue(typeof asked.outcome === "object" && "since" in asked.outcome, `caller ${i}`)
+      state = asked.state
+    }
+    assert.strictEqual(state.rest.waiting, 20)
+  })
+
+  it("C2: what is in flight may not have been sent: it counts as free", () => {
+    const key = Either.getOrThrow(ApiKey.make({ secret: "held", limits: { requestsPerMinute: 2 } }))
+    let state = PoolKeys.make(config, [key], 0)
+    for (let i = 0; i < 2; i++) state = ask(state, 0, 90_000).state
+    for (const expected of ["object", "object", "string"]) {
+      const asked = ask(state, 1_000, 30_000)
+      assert.strictEqual(typeof asked.outcome, expected)
+      state = asked.state
+    }
+  })
+
   it("the line stands in the same order everywhere, and nobody is left in it at its end", () => {
     const arbitrary = FastCheck.array(
-      FastCheck.record({ model: FastCheck.constantFrom("a", "b", "c"), until: FastCheck.integer({ min: 2, max: 6 }) }),
+      FastCheck.record({
+        model: FastCheck.constantFrom("a", "b", "c"),
+        until: FastCheck.integer({ min: 2, max: 6 }),
+        priority: FastCheck.constantFrom<Array<PoolState.Priority | undefined>>(undefined, "high", "low")
+      }),
       { maxLength: 20 }
     )
     FastCheck.assert(
       FastCheck.property(arbitrary, FastCheck.infiniteStream(FastCheck.nat(30)), (asked, leaves) => {
         let { state } = queued([makeKey(0, spec({ concurrency: 1 }))], 1, () => "a")
         const waiters: Array<PoolState.Waiter> = []
-        for (const { model, until } of asked) {
-          const acquired = ask(state, 1, until, { model })
+        for (const { model, priority, until } of asked) {
+          const acquired = ask(state, 1, until, { model, priority })
           if (typeof acquired.outcome === "object" && "since" in acquired.outcome) waiters.push(acquired.outcome)
           state = acquired.state
         }
         while (waiters.length > 0) {
-          const heads = [...state.rest.line.heads].map(([call]) => call)
-          const expected = [...state.rest.lanes].map(([, queue]) => [...RedBlackTree.keys(queue)][0] ?? 0)
-          assert.deepStrictEqual(heads, expected.sort((a, b) => a - b))
+          const heads = [...state.rest.line.heads].map(([turn]) => turn)
+          const expected = [...state.rest.lanes].map(([, queue]) => [...RedBlackTree.keys(queue)][0] ?? 0n)
+          assert.deepStrictEqual(heads, expected.sort(PoolState.byTurn))
           const ends = [...state.rest.line.ends].flatMap(([, calls]) => [...HashMap.keys(calls)])
           assert.sameMembers(ends, waiters.map(({ request }) => request.call))
           assert.strictEqual(WaitingLine.nextWake(config, state, 1), Math.min(...waiters.map(({ until }) => until)))
@@ -272,9 +415,15 @@ const counted = (n: number, given: Partial<KeySpec>): { readonly key: ApiKey.Api
   return { key, looks: () => looks }
 }
 
-const ask = (state: PoolState.PoolState, now: number, until: number, request: Partial<PoolState.Request> = {}) =>
+const ask = (
+  state: PoolState.PoolState,
+  now: number,
+  until: number,
+  request: Partial<PoolState.Request> = {},
+  settings = config
+) =>
   WaitingLine.acquire(
-    config,
+    settings,
     state,
     { ...plain, ...request },
     { until, answer: Deferred.unsafeMake<PoolState.LeaseRecord | undefined>(FiberId.none) },
@@ -295,6 +444,17 @@ const queued = (keys: ReadonlyArray<ApiKey.ApiKey>, calls: number, model: (i: nu
 
 const end = (state: PoolState.PoolState, lease: PoolState.LeaseRecord, now: number): WaitingLine.Dispatched =>
   WaitingLine.thenDispatch(config, Settling.settle(config, state, lease, Outcome.success, true, now, 0), now)
+
+/** Who is served, in order, when one attempt after the other ends. */
+const drained = (state: PoolState.PoolState, lease: PoolState.LeaseRecord, now = 2): ReadonlyArray<string> => {
+  const order: Array<string> = []
+  let served = end(state, lease, now)
+  while (served.answers.length > 0) {
+    order.push(...models(served))
+    served = end(served.state, granted(served), now)
+  }
+  return order
+}
 
 const first = (leases: ReadonlyArray<PoolState.LeaseRecord>): PoolState.LeaseRecord =>
   leases[0] ?? assert.fail("nobody has a key")

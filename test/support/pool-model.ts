@@ -107,6 +107,7 @@ export type Command =
     readonly only: boolean
     readonly affinity: number
     readonly random: number
+    readonly priority: PoolState.Priority | undefined
   }
   | { readonly _tag: "abandon"; readonly nth: number }
   | { readonly _tag: "dispatch" }
@@ -267,6 +268,7 @@ export class World {
       readonly only: boolean
       readonly affinity: number
       readonly random: number
+      readonly priority?: PoolState.Priority | undefined
     },
     call: number
   ): PoolState.Request {
@@ -291,7 +293,12 @@ export class World {
   }
 
   private plainRequest(
-    command: { readonly model: string | undefined; readonly only: boolean; readonly random: number },
+    command: {
+      readonly model: string | undefined
+      readonly only: boolean
+      readonly random: number
+      readonly priority?: PoolState.Priority | undefined
+    },
     avoid: ReadonlyArray<number>,
     call: number
   ): PoolState.Request {
@@ -303,7 +310,8 @@ export class World {
         ? (key) => key.quotaGroup === undefined
         : undefined,
       rotation: avoid.length > 0,
-      random: command.random
+      random: command.random,
+      priority: command.priority
     }
   }
 
@@ -471,7 +479,12 @@ export class World {
           () => `a call was refused although a key may open at ${soonest}, before ${until} (${early})`
         )
       }
-      if (outcome === "full") check(waitedBefore >= 0 && this.waiters.length >= this.config.maxWaiters, () => "full")
+      if (outcome === "full") {
+        check(waitedBefore >= 0 && this.waiters.length >= this.config.maxWaiters, () => "full")
+        const asked = { request: { ...request, call: acquired.state.calls }, since: this.now }
+        check(this.waiters.every((waiter) => comesBefore(waiter, asked)), () => "no place for one who is more urgent")
+      }
+      check(this.waiters.length <= this.config.maxWaiters, () => "more wait than may")
     }
     this.calls = Math.max(this.calls, acquired.state.calls)
   }
@@ -526,8 +539,13 @@ export class World {
         middle = leased.state
       } else {
         const { soonest } = this.soonest(step.state, waiter.request)
+        // The last in a line that is full makes room for one who is more urgent.
+        const newcomer = isWaiter(step.outcome) ? step.outcome : undefined
+        const makesRoom = newcomer !== undefined && this.waiters.length >= this.config.maxWaiters &&
+          comesBefore(newcomer, waiter) &&
+          this.waiters.every((other) => other === waiter || seen.has(other) || comesBefore(other, waiter))
         check(
-          this.closed || waiter.until <= this.now || soonest > waiter.until,
+          this.closed || waiter.until <= this.now || soonest > waiter.until || makesRoom,
           () => `a waiter was refused although a key may open at ${soonest}, before ${waiter.until}`
         )
       }
@@ -536,8 +554,8 @@ export class World {
     for (const [i, a] of order.entries()) {
       for (const b of order.slice(i + 1)) {
         check(
-          !sameQueue(a.waiter.request, b.waiter.request) || a.waiter.request.call < b.waiter.request.call,
-          () => "C2: first come, first served"
+          !sameQueue(a.waiter.request, b.waiter.request) || comesBefore(a.waiter, b.waiter),
+          () => "C2: the more urgent first, and of those first come, first served"
         )
       }
     }
@@ -800,8 +818,8 @@ export class World {
     for (const [, lane] of rest.lanes) {
       waiting += RedBlackTree.size(lane)
       check(RedBlackTree.size(lane) > 0, () => "no lane is empty")
-      const calls = [...RedBlackTree.keys(lane)]
-      check(calls.every((call, i) => i === 0 || (calls[i - 1] ?? 0) < call), () => "a lane is in order")
+      const turns = [...RedBlackTree.keys(lane)]
+      check(turns.every((turn, i) => i === 0 || (turns[i - 1] ?? 0n) < turn), () => "a lane is in order")
     }
     check(waiting === rest.waiting, () => `${rest.waiting} wait, the lanes hold ${waiting}`)
     check(waiting === this.waiters.length, () => `${this.waiters.length} should wait, the lanes hold ${waiting}`)
@@ -858,4 +876,18 @@ const sameQueue = (a: PoolState.Request, b: PoolState.Request): boolean =>
   (a.only === undefined ? b.only === undefined : a.lane !== undefined && a.lane === b.lane)
 
 const ahead = (a: PoolState.Waiter, b: PoolState.Waiter): boolean =>
-  sameQueue(a.request, b.request) && a.request.call < b.request.call
+  sameQueue(a.request, b.request) && comesBefore(a, b)
+
+type Standing = Pick<PoolState.Waiter, "request" | "since">
+
+/** Urgent calls count as having come 10 s before they did, and those that can wait as 10 s after. */
+const comesBefore = (a: Standing, b: Standing): boolean => {
+  const [from, other] = [a, b].map(({ request: { priority }, since }) =>
+    since - (priority === "high" ? 10_000 : priority === "low" ? -10_000 : 0)
+  )
+  if (from === undefined || other === undefined) return false
+  return from < other || (from === other && a.request.call < b.request.call)
+}
+
+const isWaiter = (outcome: unknown): outcome is PoolState.Waiter =>
+  typeof outcome === "object" && outcome !== null && "since" in outcome
