@@ -142,6 +142,8 @@ const grant = (
     inFlight: key.inFlight + 1,
     total: key.total + 1,
     lastUsed: now,
+    quietSince: key.inFlight === 0 ? now : key.quietSince,
+    stall: key.stall === undefined ? undefined : { since: now, tries: key.stall.tries + 1 },
     breaker,
     bench: key.bench === undefined ? undefined : KeyState.takeTrial(key.bench, id, now)
   }
@@ -152,6 +154,7 @@ const grant = (
     call,
     model: request.model,
     operation: request.operation,
+    timed: request.timed,
     startedAt: now,
     generation: breaker.generation,
     probe: probes,

@@ -132,7 +132,8 @@ export const resetKey = (
     ...free.key,
     breaker: CircuitBreaker.reset(key.breaker),
     bench: undefined,
-    ramp: undefined
+    ramp: undefined,
+    stall: undefined
   }
   let next = Benches.withGroup(free.state, key, undefined)
   for (const model of HashMap.keys(state.rest.models)) next = Benches.mapModel(next, key, model, () => undefined)
