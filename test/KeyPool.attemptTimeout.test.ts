@@ -99,6 +99,7 @@ describe("attempts that take too long", () => {
       const pool = yield* KeyPool.make({ keys: keys("a"), ...plain })
       yield* learn(pool, provider)
       const call = yield* asked(pool, provider)
+      yield* calm
       for (let n = 0; n < 20; n++) {
         yield* learn(pool, provider, 1)
         assert.isUndefined((yield* keyOf(pool, "a")).closed)
@@ -274,6 +275,7 @@ describe("attempts that take too long", () => {
       const pool = yield* KeyPool.make({ keys: keys("a"), ...plain })
       yield* learn(pool, provider)
       const call = yield* asked(pool, provider)
+      yield* calm
       for (let n = 0; n < 10; n++) {
         const refused = yield* Effect.fork(Effect.exit(pool.run(provider.send)))
         yield* TestClock.adjust(second)
@@ -281,6 +283,5 @@ describe("attempts that take too long", () => {
         assert.isUndefined((yield* keyOf(pool, "a")).closed)
       }
       yield* Fiber.interrupt(call)
-      yield* calm
     }))
 })
