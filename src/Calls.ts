@@ -7,9 +7,11 @@ import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as DefaultServices from "effect/DefaultServices"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as FiberId from "effect/FiberId"
 import * as FiberRef from "effect/FiberRef"
 import * as MutableRef from "effect/MutableRef"
 import * as Random from "effect/Random"
@@ -56,6 +58,13 @@ export interface RunOptions<A, E> {
   readonly replayable?: boolean | "never" | undefined
   /** How urgent it is, should it have to wait; as `CallOptions.priority`, and wins over it. */
   readonly priority?: PoolState.Priority | undefined
+  /** Whether it asks for a stream: how long its answer takes is then compared with other streams (default false). */
+  readonly streaming?: boolean | undefined
+  /**
+   * Whether the effect is interrupted when it exceeds the attempt timeout: it runs in a fiber of its own then. Default:
+   * only where `attemptTimeout` is a duration; otherwise use `Lease.abortWith`, which needs none.
+   */
+  readonly abortable?: boolean | undefined
   /** A name for calls that belong together; as `CallOptions.affinity`, and wins over it. */
   readonly affinity?: string | undefined
   /**
@@ -149,8 +158,8 @@ class Again<A, E> {
   readonly record: PoolState.LeaseRecord
   readonly attempt: number
   readonly fault: Fault.Fault
-  readonly exit: Exit.Exit<A, E>
-  constructor(record: PoolState.LeaseRecord, attempt: number, fault: Fault.Fault, exit: Exit.Exit<A, E>) {
+  readonly exit: Exit.Exit<A, E | PoolError>
+  constructor(record: PoolState.LeaseRecord, attempt: number, fault: Fault.Fault, exit: Exit.Exit<A, E | PoolError>) {
     this.record = record
     this.attempt = attempt
     this.fault = fault
@@ -182,9 +191,17 @@ const first = <A, E, R>(
       })
     }
     const request =
-      random === 0 && call.model === undefined && call.operation === undefined && call.tokens === undefined
+      random === 0 && call.timed === OngoingCall.anyKind && call.model === undefined && call.operation === undefined &&
+        call.tokens === undefined
         ? firstRequest
-        : { ...firstRequest, model: call.model, operation: call.operation, tokens: call.tokens, random }
+        : {
+          ...firstRequest,
+          model: call.model,
+          operation: call.operation,
+          timed: call.timed,
+          tokens: call.tokens,
+          random
+        }
     return Effect.flatMap(
       Ref.modify(core.state, (before): readonly [Leasing.Leased | undefined, PoolState.PoolState] => {
         // Somebody waits, or nothing may start any more: `acquire` sorts that out.
@@ -217,8 +234,8 @@ const start = (
   random: number,
   within: PoolState.Among | undefined
 ): Effect.Effect<PoolState.LeaseRecord | Acquisition.Refused> => {
-  const { affinity, model, operation, tokens } = call
-  const request: PoolState.Request = { ...firstRequest, ...within, model, operation, tokens, random, affinity }
+  const { affinity, model, operation, timed, tokens } = call
+  const request: PoolState.Request = { ...firstRequest, ...within, model, operation, timed, tokens, random, affinity }
   return affinity?.conversation === undefined
     ? Acquisition.acquire(core, restore, call, request, OngoingCall.waitUntil(call, call.startedAt))
     : Acquisition.acquireTogether(core, restore, call, request)
@@ -232,9 +249,10 @@ const attempt = <A, E, R>(
   record: PoolState.LeaseRecord,
   number: number,
   waitingSince: number,
+  aborted = 0,
   passedOver?: Readonly<Record<string, number>>
 ): Effect.Effect<A | Again<A, E>, E, R> => {
-  const lease = HeldLease.make(core, record, number, call.clock)
+  const lease = HeldLease.make(core, record, number, call.clock, aborted)
   MutableRef.set(call.number, record.call)
   const note = (outcome: Outcome.Outcome): void => {
     const fault = outcome._tag === "Fault" ? outcome.fault : undefined
@@ -257,9 +275,16 @@ const attempt = <A, E, R>(
     const committed = lease.isCommitted()
     const settled = lease.say(outcome, true)
     return outcome._tag === "Fault" && !committed
-      ? Effect.as(settled, new Again(record, number, outcome.fault, exit))
+      ? Effect.map(
+        settled,
+        () => new Again(record, number, outcome.fault, outcome.fault === tooLong ? spent(core, call, exit) : exit)
+      )
       : Effect.zipRight(settled, exit)
   }
+  const abortable = options.abortable ?? typeof core.config.attemptTimeout === "number"
+  /** What took too long says so, unless its answer came all the same. */
+  const timely = (outcome: Outcome.Outcome): Outcome.Outcome =>
+    lease.isOverdue() && outcome._tag !== "Success" ? Outcome.fault(tooLong) : outcome
   // A `classify` that throws says nothing of the key, and must not keep it.
   const judged = (exit: Exit.Exit<A, E>): Outcome.Outcome | Effect.Effect<never> => {
     if (options.classify === undefined) return Outcome.fromExit(exit)
@@ -272,7 +297,7 @@ const attempt = <A, E, R>(
   const running = Effect.matchCauseEffect(
     restore(Effect.suspend(() => {
       lease.begin()
-      return use(lease)
+      return abortable ? untilAborted(lease, use(lease)) : use(lease)
     })),
     {
       onSuccess: (a): Effect.Effect<A | Again<A, E>, E> => {
@@ -288,7 +313,7 @@ const attempt = <A, E, R>(
       onFailure: (cause) => {
         const exit = Exit.failCause(cause)
         const outcome = Cause.isInterruptedOnly(cause) ? Outcome.ignored : judged(exit)
-        return Effect.isEffect(outcome) ? outcome : failing(outcome, exit)
+        return Effect.isEffect(outcome) ? outcome : failing(timely(outcome), exit)
       }
     }
   )
@@ -296,9 +321,36 @@ const attempt = <A, E, R>(
   return starts.length === 0 ? running : Effect.zipRight(core.telemetry.publish(starts), running)
 }
 
+const tooLong = Fault.make("Timeout", { code: RetryDecision.attemptTimeout })
+
+/** An attempt that the pool has interrupted has no failure of its own for the caller. */
+const spent = <A, E>(
+  { config }: PoolCore.PoolCore,
+  call: OngoingCall.OngoingCall,
+  exit: Exit.Exit<A, E>
+): Exit.Exit<A, E | BudgetExceeded> =>
+  Exit.isSuccess(exit) || !Cause.isInterruptedOnly(exit.cause) ? exit : Exit.fail(
+    new BudgetExceeded({
+      pool: config.pool,
+      of: "policy",
+      budget: Duration.millis(MonotonicTime.nowOf(call.clock) - call.startedAt),
+      fault: tooLong,
+      trail: MutableRef.get(call.trail)
+    })
+  )
+
+/** The effect, interrupted when its lease is aborted. */
+const untilAborted = <A, E, R>(lease: HeldLease.HeldLease, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.suspend(() => {
+    const aborted = Deferred.unsafeMake<never>(FiberId.none)
+    lease.abortWith(() => Deferred.unsafeDone(aborted, Effect.interrupt))
+    return Effect.raceFirst(effect, Deferred.await(aborted))
+  })
+
 const firstRequest: PoolState.Request = {
   call: 0,
   model: undefined,
+  timed: OngoingCall.anyKind,
   avoid: [],
   only: undefined,
   tokens: undefined,
@@ -469,6 +521,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
         call: number,
         model: call.model,
         operation: call.operation,
+        timed: call.timed,
         tokens: call.tokens,
         avoid,
         ...wanted,
@@ -497,7 +550,16 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       acquired.startedAt,
       acquired.slot
     ).counts
-    const result = yield* attempt(core, call, work, acquired, tried.attempt + 1, waitingSince, passedOver)
+    const result = yield* attempt(
+      core,
+      call,
+      work,
+      acquired,
+      tried.attempt + 1,
+      waitingSince,
+      progress.aborted,
+      passedOver
+    )
     if (!(result instanceof Again)) return result
     tried = result
   }

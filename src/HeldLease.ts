@@ -46,6 +46,11 @@ export interface Lease {
    * name one of them go to the key's group from now on (`RunOptions.resources`).
    */
   readonly remember: (resources: ReadonlyArray<string>) => Effect.Effect<void>
+  /**
+   * Tells how to abort the attempt, which is called once if no outcome was committed within the attempt timeout. Aborting
+   * must end the attempt; the pool then takes it for a `Timeout`. Does nothing once an outcome was committed.
+   */
+  readonly abortWith: (abort: () => void) => void
   /** Gives the key back; a lease that was never committed then counts as ignored. Later calls do nothing. */
   readonly end: Effect.Effect<void>
   /**
@@ -66,6 +71,8 @@ export interface HeldLease extends Lease {
   readonly isCommitted: () => boolean
   /** Says that the attempt begins: one that was never sent gives back what it took of limits. */
   readonly begin: () => void
+  /** Whether the attempt took too long and was aborted. */
+  readonly isOverdue: () => boolean
   readonly say: (outcome: Outcome.Outcome, end: boolean) => Effect.Effect<void>
 }
 
@@ -79,10 +86,16 @@ export const make = (
   core: PoolCore.PoolCore,
   record: PoolState.LeaseRecord,
   attempt: number,
-  clock: Clock.Clock
+  clock: Clock.Clock,
+  aborted = 0
 ): HeldLease => {
   const phase = MutableRef.make<Phase>({ said: "nothing", ended: false })
   const told = MutableRef.make<Told>(nothingTold)
+  const limit = core.config.attemptTimeout
+  const running: PoolCore.RunningAttempt | undefined =
+    limit === undefined || (limit === "learned" && record.timed === undefined)
+      ? undefined
+      : { lease: record, aborted, abortable: false, abort: nothingToAbort, overdue: false }
   /** Takes in what is said, if it still counts, and ends the lease if `end`. */
   const say = (outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> =>
     Effect.suspend(() => {
@@ -91,6 +104,7 @@ export const make = (
       const counted = late || (said === "nothing" && !ended) ? outcome : undefined
       const ends = end && !ended
       if (counted === undefined && !ends) return Effect.void
+      if (running !== undefined) core.running.delete(record.id)
       const { announced, begun, usage } = MutableRef.getAndSet(told, begunOnly)
       const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage }
       MutableRef.set(phase, {
@@ -126,6 +140,17 @@ export const make = (
     },
     begin: () => {
       MutableRef.set(told, begunOnly)
+      if (running === undefined) return
+      core.running.set(record.id, running)
+      if (!MutableRef.get(core.unwatched)) return
+      MutableRef.set(core.unwatched, false)
+      core.begun.unsafeOffer(undefined)
+    },
+    isOverdue: () => running?.overdue === true,
+    abortWith: (abort) => {
+      if (running === undefined) return
+      running.abort = abort
+      running.abortable = true
     },
     remember: (resources) =>
       resources.length === 0 ? Effect.void : Effect.asVoid(
@@ -147,6 +172,8 @@ export const make = (
     say
   }
 }
+
+const nothingToAbort = () => {}
 
 /** What was told of an attempt, and is not taken in yet. */
 interface Told {

@@ -29,6 +29,9 @@ export interface KeyState extends Strategy.Candidate {
   readonly breaker: CircuitBreaker.State
   readonly bench: Bench | undefined
   readonly ramp: Ramp | undefined
+  /** Since when it has answered nothing: when its first attempt of those in flight began, or its last answer came. */
+  readonly quietSince: number
+  readonly stall: Stall | undefined
   /** Its limits for all models, if it is in no group. */
   readonly limits: RateLimit.RateLimit | undefined
   /** Where it stands among the gated keys: the instant it may open. `undefined` while it is eligible. */
@@ -66,6 +69,8 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   breaker: CircuitBreaker.initial,
   bench: undefined,
   ramp: undefined,
+  quietSince: -Infinity,
+  stall: undefined,
   limits: key.quotaGroup === undefined ? RateLimit.declare(undefined, [key.limits]) : undefined,
   gatedUntil: undefined,
   gatedEarliest: undefined,
@@ -122,6 +127,20 @@ export interface Ramp {
 }
 
 /**
+ * A key that has attempts in flight and answers nothing. An answer ends it; until then it gets one attempt at a time, when
+ * none is in flight, or after a wait that doubles with each.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Stall {
+  /** When it began, or its last attempt did. */
+  readonly since: number
+  /** The attempts that it got meanwhile. */
+  readonly tries: number
+}
+
+/**
  * Why a key may not serve now.
  *
  * @since 0.1.0
@@ -135,6 +154,7 @@ export type GateName =
   | "cooldown"
   | "probing"
   | "ramp"
+  | "stalled"
   | "limit"
   | "model"
   | "provider"
@@ -223,6 +243,7 @@ export const gates: ReadonlyArray<(settings: GateSettings, key: KeyState, now: n
   (settings, key, now) => breakerGate(settings.breaker, key.breaker, now),
   (settings, key, now) => benchGate(settings, key.bench, now),
   (settings, key, now) => rampGate(settings, key, now),
+  (settings, key, now) => stallGate(settings, key, now),
   (_, key, now) => limitGate(key.limits, undefined, now)
 ]
 
@@ -245,7 +266,8 @@ export const gate = (settings: GateSettings, key: KeyState, now: number): Closed
  * @category gates
  */
 export const isPlain = (key: KeyState): boolean =>
-  key.bench === undefined && key.ramp === undefined && key.breaker._tag === "Closed" && key.enabled && !key.retiring &&
+  key.bench === undefined && key.ramp === undefined && key.stall === undefined && key.breaker._tag === "Closed" &&
+  key.enabled && !key.retiring &&
   key.key.limits.concurrency === undefined && key.limits === undefined
 
 const breakerGate = (options: CircuitBreaker.Options, state: CircuitBreaker.State, now: number): Closed | undefined => {
@@ -361,4 +383,10 @@ const rampGate = (settings: GateSettings, key: KeyState, now: number): Closed | 
     : closed("ramp", Math.min(ramp.since + (steps + 1) * settings.rampStepMillis, ramp.since + settings.rampMillis), {
       earliest: -Infinity
     })
+}
+
+const stallGate = ({ trialMillis }: GateSettings, { inFlight, stall }: KeyState, now: number): Closed | undefined => {
+  if (stall === undefined || inFlight === 0) return undefined
+  const until = stall.since + trialMillis * 2 ** Math.min(stall.tries, 4)
+  return now >= until ? undefined : closed("stalled", until, { earliest: -Infinity })
 }

@@ -135,7 +135,7 @@ export class AllKeysExhausted extends Data.TaggedError("AllKeysExhausted")<{
 }
 
 /** Gates that open when a running attempt ends. */
-const busyGates = ["concurrency", "probing", "ramp"]
+const busyGates = ["concurrency", "probing", "ramp", "stalled"]
 
 /**
  * The next back-off would end past the budget: that of the call (`budget`), or one that the retry policy has of its own

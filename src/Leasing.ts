@@ -151,6 +151,8 @@ const grant = (
     total: key.total + 1,
     recent: KeyState.used(key.recent, now),
     lastUsed: now,
+    quietSince: key.inFlight === 0 ? now : key.quietSince,
+    stall: key.stall === undefined ? undefined : { since: now, tries: key.stall.tries + 1 },
     breaker,
     bench: key.bench === undefined ? undefined : KeyState.takeTrial(key.bench, id, now)
   }
@@ -161,6 +163,7 @@ const grant = (
     call,
     model: request.model,
     operation: request.operation,
+    timed: request.timed,
     startedAt: now,
     generation: breaker.generation,
     probe: probes,

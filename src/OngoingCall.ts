@@ -13,6 +13,7 @@ import * as Option from "effect/Option"
 import * as Affinity from "./Affinity.js"
 import type * as CallOptions from "./CallOptions.js"
 import { attemptsIn, DeadlineExceeded, emptyTrail, isPoolError, type Trail } from "./KeymeshError.js"
+import type * as Latency from "./Latency.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as PoolCore from "./PoolCore.js"
 import type * as PoolState from "./PoolState.js"
@@ -37,6 +38,8 @@ export interface OngoingCall {
   readonly operation: string | undefined
   readonly replayable: boolean | "never"
   readonly priority: PoolState.Priority | undefined
+  /** What its attempts are like; absent for those that may not be sent again, of which no two need be alike. */
+  readonly timed: Latency.Kind | undefined
   /** Where it would rather be; absent: anywhere. */
   readonly affinity: Affinity.Wish | undefined
   readonly trail: MutableRef.MutableRef<Trail>
@@ -57,6 +60,7 @@ export const make = (
     readonly operation?: string | undefined
     readonly replayable?: boolean | "never" | undefined
     readonly priority?: PoolState.Priority | undefined
+    readonly streaming?: boolean | undefined
     readonly affinity?: string | undefined
     readonly resources?: ReadonlyArray<string> | undefined
     readonly trail?: MutableRef.MutableRef<Trail> | undefined
@@ -65,6 +69,8 @@ export const make = (
 ): OngoingCall => {
   const now = MonotonicTime.nowOf(clock)
   const budgetMillis = given.budget === undefined ? settings.budgetMillis : Duration.toMillis(given.budget)
+  const model = own.model ?? given.model
+  const replayable = own.replayable ?? given.replayable ?? true
   return {
     number: MutableRef.make(0),
     clock,
@@ -74,11 +80,16 @@ export const make = (
     maxWaitMillis: (given.maxWait === undefined ? settings.maxWaitMillis : Duration.toMillis(given.maxWait)) ??
       Infinity,
     deadlineEnd: now + (deadlineOf(settings, given) ?? Infinity),
-    model: own.model ?? given.model,
+    model,
     tokens: given.tokens ?? own.tokens,
     operation: own.operation,
-    replayable: own.replayable ?? given.replayable ?? true,
+    replayable,
     priority: own.priority ?? given.priority,
+    timed: replayable !== true
+      ? undefined
+      : model === undefined && own.streaming !== true
+      ? anyKind
+      : { model, streaming: own.streaming === true },
     affinity: wishOf(own.affinity ?? given.affinity, own.resources ?? noResources),
     trail: own.trail ?? MutableRef.make(emptyTrail)
   }
@@ -91,6 +102,14 @@ const wishOf = (conversation: string | undefined, resources: ReadonlyArray<strin
       conversation: conversation === undefined ? undefined : Affinity.nameOf(conversation),
       resources: resources.map(Affinity.nameOf)
     }
+
+/**
+ * Attempts that name no model and ask for no stream.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const anyKind: Latency.Kind = { model: undefined, streaming: false }
 
 const noResources: ReadonlyArray<string> = []
 

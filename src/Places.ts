@@ -26,6 +26,7 @@ export const touch = (state: PoolState.PoolState, key: KeyState.KeyState): PoolS
   load: state.load + loadOf(key) - loadOf(SlotMap.get(state.slots, key.slot)),
   ended: state.ended,
   pace: state.pace,
+  latency: state.latency,
   nextOpening: state.nextOpening,
   rest: state.rest
 })
@@ -79,6 +80,7 @@ export const place = (
     load: state.load + loadOf(placed) - loadOf(old),
     ended: state.ended,
     pace: state.pace,
+    latency: state.latency,
     nextOpening: gated === state.rest.gated ? state.nextOpening : earliest(gated),
     rest
   }

@@ -9,11 +9,13 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { identity } from "effect/Function"
 import * as HashMap from "effect/HashMap"
+import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
 import * as PubSub from "effect/PubSub"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
+import type * as AttemptTimeout from "./AttemptTimeout.js"
 import * as CircuitEvents from "./CircuitEvents.js"
 import type * as Limits from "./Limits.js"
 import * as MonotonicTime from "./MonotonicTime.js"
@@ -51,8 +53,26 @@ export interface PoolCore {
   readonly learned: Queue.Queue<void>
   /** What calls wait for, where the pool is there before its record is. */
   readonly loaded?: Effect.Effect<void> | undefined
+  /** The attempts whose answers belong to nobody yet, by lease, as far as their time is limited; each of them comes and goes. */
+  readonly running: Map<number, RunningAttempt>
+  /** Whether nobody looks after these; then the next one says so through `begun`. */
+  readonly unwatched: MutableRef.MutableRef<boolean>
+  readonly begun: Queue.Queue<void>
   /** Who waits until a retired key has left, by its id. */
   readonly drains: Ref.Ref<HashMap.HashMap<string, Deferred.Deferred<void>>>
+}
+
+/**
+ * An attempt that runs, and how to abort it where that can be done.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface RunningAttempt extends AttemptTimeout.Running {
+  abortable: boolean
+  abort: () => void
+  /** Whether it took too long and was aborted. */
+  overdue: boolean
 }
 
 /**
@@ -78,8 +98,25 @@ export const make = (
     const wake = yield* Queue.sliding<void>(1)
     const dirty = yield* Queue.sliding<void>(1)
     const learned = yield* Queue.sliding<void>(1)
+    const begun = yield* Queue.sliding<void>(1)
     const drains = yield* Ref.make(HashMap.empty<string, Deferred.Deferred<void>>())
-    return { settings, config, telemetry, store, state, startedAt, ticks, circuits, wake, dirty, learned, drains }
+    return {
+      settings,
+      config,
+      telemetry,
+      store,
+      state,
+      startedAt,
+      ticks,
+      circuits,
+      wake,
+      dirty,
+      learned,
+      running: new Map(),
+      unwatched: MutableRef.make(true),
+      begun,
+      drains
+    }
   })
 
 // --------------------------------------------------------------------------------------------------------------- steps

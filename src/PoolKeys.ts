@@ -134,7 +134,8 @@ export const resetKey = (
     recent: medianUse(state, id),
     breaker: CircuitBreaker.reset(key.breaker),
     bench: undefined,
-    ramp: undefined
+    ramp: undefined,
+    stall: undefined
   }
   let next = Benches.withGroup(free.state, key, undefined)
   for (const model of HashMap.keys(state.rest.models)) next = Benches.mapModel(next, key, model, () => undefined)

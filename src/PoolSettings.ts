@@ -67,6 +67,13 @@ export interface Settings {
    * (default 3 s; 0: no ramp).
    */
   readonly ramp?: { readonly step?: Duration.DurationInput; readonly length?: Duration.DurationInput } | undefined
+  /**
+   * How long an attempt may take until its first byte of content, in calls that may be sent again: `"learned"` (the
+   * default) from at least 20 answers of the same model, streams apart. Beyond twice the 99th percentile, and 5 s, a key
+   * that answers nothing gets no new attempts; beyond five times it, and 30 s, the attempt is aborted and tried once more.
+   * A duration (more than 0) aborts every attempt at that time; `false`: none.
+   */
+  readonly attemptTimeout?: Duration.DurationInput | "learned" | false | undefined
   /** How long a stream may go unread before its lease ends (default 300 s). */
   readonly streamIdle?: Duration.DurationInput | undefined
 }
@@ -153,6 +160,7 @@ export const names: ReadonlyArray<keyof Settings> = [
   "attribution",
   "trialTimeout",
   "ramp",
+  "attemptTimeout",
   "streamIdle"
 ]
 
@@ -175,6 +183,7 @@ export const resolve = (input: Settings): Either.Either<Resolved, ConfigurationE
       cooldowns: yield* cooldownsOf(input.cooldowns ?? {}),
       tokens: yield* tokensOf(input.retryTokens),
       floorMillis: input.floor === false ? undefined : yield* pause(input.floor ?? 1_000, "floor"),
+      attemptTimeout: yield* attemptTimeoutOf(input.attemptTimeout),
       corroborates: (yield* attributionOf(input.attribution)) === "corroborated",
       maxWaiters: yield* Checks.integer(input.maxWaiters ?? 1_000, "maxWaiters"),
       trialMillis: yield* pause(input.trialTimeout ?? 30_000, "trialTimeout"),
@@ -226,6 +235,13 @@ export const longestTimer = 2 ** 31 - 1
 /** What never, or always at once, would switch off a rule of the pool: there must be some time, and an end to it. */
 const pause = (value: unknown, path: string): Checks.Checked<number> =>
   Either.flatMap(Checks.millis(value, path), (millis) => Checks.positive(millis, path))
+
+const attemptTimeoutOf = (input: Settings["attemptTimeout"]): Checks.Checked<PoolState.Config["attemptTimeout"]> =>
+  input === false
+    ? Either.right(undefined)
+    : input === undefined || input === "learned"
+    ? Either.right("learned")
+    : pause(input, "attemptTimeout")
 
 const attributionOf = (input: Settings["attribution"]): Checks.Checked<string> =>
   input === undefined || input === "corroborated" || input === "per-key"

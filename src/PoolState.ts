@@ -17,6 +17,7 @@ import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
 import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
+import * as Latency from "./Latency.js"
 import * as ProviderHealth from "./ProviderHealth.js"
 import * as RateLimit from "./RateLimit.js"
 import * as RetryPolicy from "./RetryPolicy.js"
@@ -38,6 +39,8 @@ export interface Config extends KeyState.GateSettings {
   readonly tokens: RetryPolicy.TokenOptions
   /** One call per this long goes through when only guesses hold all keys back; `undefined`: none does. */
   readonly floorMillis: number | undefined
+  /** How long an attempt may take until its answer belongs to the caller; `undefined`: as long as it likes. */
+  readonly attemptTimeout: "learned" | number | undefined
   /** Whether faults are compared across keys before one of them is blamed. */
   readonly corroborates: boolean
   readonly maxWaiters: number
@@ -59,6 +62,8 @@ export interface PoolState {
   /** Leases that have ended. */
   readonly ended: number
   readonly pace: Pace
+  /** How long attempts take, if that is to be learned. */
+  readonly latency: Latency.Latency
   /** The earliest instant at which a gated key may open. */
   readonly nextOpening: number
   readonly rest: Rest
@@ -265,6 +270,8 @@ export interface LeaseRecord {
   readonly call: number
   readonly model: string | undefined
   readonly operation: string | undefined
+  /** How long it takes is told of such attempts; absent: of none. */
+  readonly timed?: Latency.Kind | undefined
   readonly startedAt: number
   /** The breaker's generation, and whether this is its probe. */
   readonly generation: number
@@ -313,6 +320,8 @@ export interface Request extends Among {
   readonly model: string | undefined
   /** What is asked for, as events tell it. */
   readonly operation?: string | undefined
+  /** What it is like, if how long it takes says something of other attempts, and theirs of it. */
+  readonly timed?: Latency.Kind | undefined
   /** Keys to avoid if there are others, by slot: those that failed this call already. */
   readonly avoid: ReadonlyArray<number>
   /** What it will use, as far as limits of tokens must know it before. */
@@ -406,6 +415,7 @@ export const empty = (config: Config, now: number): PoolState => ({
   load: 0,
   ended: 0,
   pace: { at: now, leases: 0, calls: 0, before: { at: now, leases: 0, calls: 0 } },
+  latency: Latency.empty,
   nextOpening: Infinity,
   rest: {
     closed: false,

@@ -7,12 +7,14 @@ import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
 import * as Affinity from "./Affinity.js"
 import type * as ApiKey from "./ApiKey.js"
+import * as AttemptTimeout from "./AttemptTimeout.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolRecord from "./PoolRecord.js"
@@ -70,6 +72,9 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
       ...duplicates.map((key) => joined(core, key, true))
     ])
     yield* Effect.forkIn(Effect.interruptible(waker(core)), scope)
+    if (core.config.attemptTimeout !== undefined) {
+      yield* Effect.forkIn(Effect.interruptible(sweeper(core, pause)), scope)
+    }
     if (keeps) {
       const saving = saver(core, storeWorks, found, worded, pause)
       yield* Effect.forkIn(Effect.interruptible(Effect.zipRight(loaded ?? Effect.void, saving)), scope)
@@ -110,6 +115,26 @@ const waker = (core: PoolCore.PoolCore) =>
     const due = Effect.as(Effect.sleep(Math.min(Math.max(1, Math.ceil(at - now)), MonotonicTime.longestSleep)), true)
     const slept = yield* Effect.raceFirst(due, Effect.as(Queue.take(core.wake), false))
     if (slept) yield* PoolCore.step(core, (state) => ({ state, events: PoolState.noEvents }))
+  }))
+
+/** Looks at the attempts that run, for as long as there are any, whenever one of them may have taken too long. */
+const sweeper = (core: PoolCore.PoolCore, pause: Settings["pause"]) =>
+  Effect.forever(Effect.gen(function*() {
+    if (core.running.size === 0) {
+      MutableRef.set(core.unwatched, true)
+      yield* Queue.take(core.begun)
+    }
+    const now = yield* MonotonicTime.now
+    const swept = AttemptTimeout.sweep(core.config, yield* Ref.get(core.state), core.running.values(), now)
+    if (swept.quiet.length > 0) {
+      yield* PoolCore.step(core, (state, at) => AttemptTimeout.stall(core.config, state, swept.quiet, at))
+    }
+    for (const running of swept.overdue) {
+      running.abortable = false
+      running.overdue = true
+      yield* Effect.ignore(Effect.try(running.abort))
+    }
+    yield* pause(Math.min(Math.max(1, Math.ceil(swept.nextAt - now)), MonotonicTime.longestSleep))
   }))
 
 // --------------------------------------------------------------------------------------------------------------- store

@@ -80,6 +80,8 @@ export const stream = <A, E, R>(
       )
     const opened = yield* Calls.run(core, open, {
       hold: true,
+      abortable: true,
+      streaming: true,
       model: options.model,
       tokens: options.tokens,
       replayable: options.replayable,

@@ -21,6 +21,8 @@ export interface Progress {
   readonly overloaded: boolean
   /** Whether the one try on other keys after a fault of the request is used. */
   readonly elsewhere: boolean
+  /** Attempts that took too long and were aborted. */
+  readonly aborted: number
 }
 
 /**
@@ -29,7 +31,14 @@ export interface Progress {
  * @since 0.1.0
  * @category constructors
  */
-export const initial: Progress = { rotations: 0, rateLimited: 0, forbidden: 0, overloaded: false, elsewhere: false }
+export const initial: Progress = {
+  rotations: 0,
+  rateLimited: 0,
+  forbidden: 0,
+  overloaded: false,
+  elsewhere: false,
+  aborted: 0
+}
 
 /**
  * What to do next. `Rotate`: the next attempt leaves at once, with another key; `retry` tells whether it counts as a
@@ -53,6 +62,14 @@ export type Decision =
  */
 export const isNotHere = (fault: Fault.Fault): boolean =>
   fault.kind === "Rejected" && fault.code !== "model_not_found" && (fault.status === 404 || fault.failover)
+
+/**
+ * The code of a fault that the pool made itself: the attempt took too long, and was aborted.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const attemptTimeout = "attempt_timeout"
 
 /**
  * The decision for a fault, and what is spent with it. A call is `searching` when it names a stored resource and nobody
@@ -96,6 +113,10 @@ export const decide = (
       return progress.overloaded
         ? [backOff, progress]
         : [{ _tag: "Rotate", retry: true }, { ...progress, overloaded: true }]
+    case "Timeout":
+      if (fault.code !== attemptTimeout) return replayable || fault.unprocessed ? [backOff, progress] : [stop, progress]
+      // One key that hangs is left; where the next one is no quicker, more attempts would only add to the load.
+      return replayable && progress.aborted === 0 ? [backOff, { ...progress, aborted: 1 }] : [stop, progress]
     default:
       return replayable || fault.unprocessed ? [backOff, progress] : [stop, progress]
   }

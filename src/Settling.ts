@@ -13,6 +13,7 @@ import * as Corroboration from "./Corroboration.js"
 import * as Fault from "./Fault.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
+import * as Latency from "./Latency.js"
 import * as Limits from "./Limits.js"
 import type * as Outcome from "./Outcome.js"
 import * as Places from "./Places.js"
@@ -41,7 +42,7 @@ export const settle = (
   random: number,
   heard: Limits.Heard = nothingHeard
 ): PoolState.Changed => {
-  const counted = end ? { ...before, ended: before.ended + 1 } : before
+  const counted = taken(config, before, lease, outcome, end, now)
   const present = SlotMap.get(counted.slots, lease.slot)
   // Nothing of a lease outlives its key, whoever has the slot now.
   if (present === undefined || present.id !== lease.key.id) return { state: counted, events: PoolState.noEvents }
@@ -54,6 +55,22 @@ export const settle = (
   const key = SlotMap.get(blamed.state.slots, lease.slot) ?? limited.key
   const settled = attributed(config, blamed.state, key, lease, outcome, end, blamed.blames, now, random)
   return blamed.events.length === 0 ? settled : { ...settled, events: [...blamed.events, ...settled.events] }
+}
+
+/** What an attempt adds to the numbers of the pool. */
+const taken = (
+  config: PoolState.Config,
+  before: PoolState.PoolState,
+  { startedAt, timed }: PoolState.LeaseRecord,
+  outcome: Outcome.Outcome | undefined,
+  end: boolean,
+  now: number
+): PoolState.PoolState => {
+  const ended = end ? before.ended + 1 : before.ended
+  if (timed !== undefined && outcome?._tag === "Success" && config.attemptTimeout === "learned") {
+    return { ...before, ended, latency: Latency.add(before.latency, timed, now - startedAt, now) }
+  }
+  return end ? { ...before, ended } : before
 }
 
 /** Takes in an outcome, once it is known whether the key is to blame for it. */
@@ -106,10 +123,8 @@ const succeeded = (
   const successes = key.successes + 1
   const model = lease.model !== undefined && PoolState.hasModels(state)
   if (KeyState.isPlain(key) && group === undefined && breaker._tag === "Closed" && !model) {
-    return {
-      state: Places.touch(state, { ...key, successes, answeredAt: now, answeredFrom: lease.startedAt, breaker }),
-      events: PoolState.noEvents
-    }
+    const answered = { ...key, successes, answeredAt: now, answeredFrom: lease.startedAt, quietSince: now, breaker }
+    return { state: Places.touch(state, answered), events: PoolState.noEvents }
   }
   const bench = KeyState.lift(key.bench, lease, now)
   const lifted = KeyState.lift(group, lease, now)
@@ -127,6 +142,8 @@ const succeeded = (
     successes,
     answeredAt: now,
     answeredFrom: lease.startedAt,
+    quietSince: now,
+    stall: undefined,
     breaker,
     bench,
     ramp
@@ -202,6 +219,7 @@ const faulted = (
   let after: KeyState.KeyState = {
     ...key,
     faults: key.faults + 1,
+    ...(fault.kind === "Timeout" ? {} : { quietSince: now, stall: undefined }),
     breaker,
     bench: KeyState.freeTrial(key.bench, lease.id),
     ramp: breaker._tag === "Closed" ? rampAfter(config, key, lease, outcome, now) : undefined

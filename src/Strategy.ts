@@ -122,7 +122,8 @@ export const Name = Schema.Literal(
   "weighted",
   "least-used",
   "sequential-then-rotate",
-  "power-of-two-choices"
+  "power-of-two-choices",
+  "cheapest"
 )
 
 /**
@@ -158,6 +159,8 @@ export function fromName(name: Name): Strategy {
       return sequential
     case "power-of-two-choices":
       return powerOfTwoChoices
+    case "cheapest":
+      return cheapest
   }
 }
 
@@ -661,6 +664,80 @@ function mix(bits: number): number {
   let mixed = Math.imul(bits ^ (bits >>> 16), 0x85ebca6b)
   mixed = Math.imul(mixed ^ (mixed >>> 13), 0xc2b2ae35)
   return mixed ^ (mixed >>> 16)
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+/** A key and when it was picked last, as a count of picks. */
+interface Turn {
+  readonly slot: number
+  readonly id: string
+  readonly tier: number
+  readonly turn: number
+}
+
+class Cheapest implements Index {
+  readonly keys: Tournament.Tournament<Turn>
+  /** The picks so far. */
+  readonly turns: number
+
+  constructor(keys: Tournament.Tournament<Turn>, turns: number) {
+    this.keys = keys
+    this.turns = turns
+  }
+
+  get size(): number {
+    return this.keys.size
+  }
+
+  insert({ id, key: { costTier: tier }, slot }: Candidate): Index {
+    const known = Tournament.get(this.keys, slot)
+    if (known?.id === id && known.tier === tier) return this
+    // Who comes, or comes back, waits its turn.
+    return new Cheapest(Tournament.set(this.keys, { slot, id, tier, turn: this.turns }), this.turns)
+  }
+
+  remove(slot: number): Index {
+    const keys = Tournament.remove(this.keys, slot)
+    return keys === this.keys ? this : new Cheapest(keys, this.turns)
+  }
+
+  update(candidate: Candidate): Index {
+    return Tournament.get(this.keys, candidate.slot) === undefined ? this : this.insert(candidate)
+  }
+
+  pick(context: PickContext): Picked | undefined {
+    const key = Tournament.bestExcept(this.keys, context.excluded)
+    if (key === undefined) return undefined
+    const turns = this.turns + 1
+    return { slot: key.slot, index: new Cheapest(Tournament.set(this.keys, { ...key, turn: turns }), turns) }
+  }
+}
+
+/**
+ * The keys of the lowest `costTier` that a call may have, each in turn: the one that was picked the longest time ago.
+ * Dearer keys serve only while none of the cheaper ones can.
+ *
+ * @example
+ * ```ts
+ * import * as Strategy from "effect-keymesh/Strategy"
+ *
+ * const name = Strategy.cheapest.name // "cheapest"
+ * ```
+ *
+ * @since 0.1.0
+ * @category strategies
+ */
+export const cheapest: Strategy = {
+  name: "cheapest",
+  randomised: false,
+  empty: new Cheapest(
+    Tournament.empty((a, b) => {
+      if (a.tier !== b.tier) return a.tier < b.tier
+      return a.turn === b.turn ? a.slot < b.slot : a.turn < b.turn
+    }),
+    0
+  )
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

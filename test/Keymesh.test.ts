@@ -385,12 +385,13 @@ describe("settings", () => {
     }
   )
 
-  const shares = ["round-robin", "weighted", "least-used", "sequential-then-rotate"] as const
+  const shares = ["round-robin", "weighted", "least-used", "sequential-then-rotate", "cheapest"] as const
   const expected = {
     "round-robin": "abcabc",
     "weighted": "bbbb",
     "least-used": "abcabc",
-    "sequential-then-rotate": "aaaaaa"
+    "sequential-then-rotate": "aaaaaa",
+    cheapest: "cccccc"
   }
   for (const strategy of shares) {
     plain(`strategy: ${strategy}`, {}, async (fake) => {

@@ -78,6 +78,7 @@ const wrong: Readonly<Record<string, ReadonlyArray<unknown>>> = {
   floor: noPause,
   attribution: ["per-pool", "", 5, true, null, {}],
   trialTimeout: noPause,
+  attemptTimeout: ["measured", true, null, ...noPause],
   ramp: noRecord,
   "ramp.step": noPause,
   "ramp.length": [Infinity, "Infinity", ...noDuration],
@@ -229,6 +230,12 @@ describe("defaults", () => {
     assert.deepStrictEqual([config.rampStepMillis, config.rampMillis], [500, 3_000])
   })
 
+  it("C3: how long an attempt may take is learned, fixed or not limited", () => {
+    assert.strictEqual(config.attemptTimeout, "learned")
+    assert.strictEqual(resolved({ attemptTimeout: "learned" }).config.attemptTimeout, "learned")
+    assert.strictEqual(resolved({ attemptTimeout: false }).config.attemptTimeout, undefined)
+  })
+
   it("S1: a stream may go unread for 300 s", () => assert.strictEqual(calls.streamIdleMillis, 300_000))
 
   it("what is given as undefined is left out", () => {
@@ -275,6 +282,7 @@ describe("what is set", () => {
       floor: "5 seconds",
       attribution: "per-key",
       trialTimeout: 8,
+      attemptTimeout: "10 seconds",
       ramp: { step: 100, length: 200 },
       streamIdle: "1 minute"
     })
@@ -301,6 +309,7 @@ describe("what is set", () => {
       },
       tokens: { perCall: 0, perSecond: 2, burst: 1, cap: 5 },
       floorMillis: 5_000,
+      attemptTimeout: 10_000,
       corroborates: false,
       maxWaiters: 3,
       trialMillis: 8,

@@ -13,7 +13,8 @@ const builtIn = [
   Strategy.weighted,
   Strategy.leastUsed,
   Strategy.sequential,
-  Strategy.powerOfTwoChoices
+  Strategy.powerOfTwoChoices,
+  Strategy.cheapest
 ]
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -31,8 +32,10 @@ const slot = FastCheck.oneof(
   { weight: 1, arbitrary: FastCheck.constantFrom(1023, 1024, 32_768) }
 )
 
-// No built-in strategy looks at it.
-const anyKey = Either.getOrThrow(ApiKey.make("any-key"))
+// Strategies look at nothing of it but the tier.
+const ofTier = (costTier: number) => Either.getOrThrow(ApiKey.make({ secret: "any-key", costTier }))
+const anyKey = ofTier(1)
+const tiers = [ofTier(0), anyKey, ofTier(2.5)]
 
 // Few different numbers, so that ties are common. Two ids per slot: slots are used again by other keys.
 const candidate = FastCheck.record({
@@ -43,12 +46,12 @@ const candidate = FastCheck.record({
   inFlight: FastCheck.integer({ min: 0, max: 2 }),
   total: FastCheck.integer({ min: 0, max: 3 }),
   recent: FastCheck.integer({ min: 0, max: 3 }),
-  lastUsed: FastCheck.constantFrom(-Infinity, 0, 1, 2)
+  lastUsed: FastCheck.constantFrom(-Infinity, 0, 1, 2),
+  key: FastCheck.constantFrom(...tiers)
 }).map(({ generation, ...numbers }): Candidate => ({
   ...numbers,
   id: `id-${numbers.slot}-${generation}`,
-  label: `label-${numbers.slot}`,
-  key: anyKey
+  label: `label-${numbers.slot}`
 }))
 
 const random = FastCheck.double({ min: 0, max: 1, maxExcluded: true, noNaN: true })
@@ -687,5 +690,47 @@ describe("custom", () => {
       [key(0), key(1)]
     )
     assert.strictEqual(index.pick(given({ excluded: [0] }))?.slot, 1)
+  })
+})
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+describe("cheapest", () => {
+  /** When each key had its turn last, by slot; whoever comes, or changes its tier, as the latest. */
+  const model = (): Model => {
+    const turns = new Map<number, { readonly id: string; readonly tier: number; readonly turn: number }>()
+    let picks = 0
+    return {
+      changed: (keys) => {
+        for (const slot of turns.keys()) if (!keys.some((key) => key.slot === slot)) turns.delete(slot)
+        for (const { id, key: { costTier: tier }, slot } of keys) {
+          const known = turns.get(slot)
+          if (known?.id !== id || known.tier !== tier) turns.set(slot, { id, tier, turn: picks })
+        }
+      },
+      pick: (keys, { allowed }) => {
+        const able = keys.filter(({ slot }) => allowed(slot))
+        const tier = Math.min(...able.map(({ key }) => key.costTier))
+        const turnOf = (slot: number) => turns.get(slot)?.turn ?? 0
+        const [first] = able.filter(({ key }) => key.costTier === tier)
+          .sort((a, b) => turnOf(a.slot) - turnOf(b.slot) || a.slot - b.slot)
+        const known = first === undefined ? undefined : turns.get(first.slot)
+        if (first !== undefined && known !== undefined) turns.set(first.slot, { ...known, turn: ++picks })
+        return first?.slot
+      }
+    }
+  }
+
+  it.prop("agrees with a walk over all keys", [history], ([steps]) => agrees(Strategy.cheapest, model(), steps))
+
+  it("K4: dearer keys serve only while no cheaper one can", () => {
+    const index = indexOf(Strategy.cheapest, [0, 1, 2, 3].map((slot) => key(slot, { key: ofTier(slot < 2 ? 3 : 1) })))
+    assert.deepStrictEqual(series(index, 4).slots, [2, 3, 2, 3])
+    assert.deepStrictEqual(series(index, 4, given({ excluded: [2, 3] })).slots, [0, 1, 0, 1])
+  })
+
+  it("a key that comes back waits its turn: it does not catch up", () => {
+    const { index } = series(indexOf(Strategy.cheapest, [key(0), key(1)]).remove(0), 10)
+    assert.strictEqual(count(series(index.insert(key(0)), 10).slots, 0), 5)
   })
 })

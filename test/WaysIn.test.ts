@@ -23,6 +23,8 @@ interface Trouble {
   readonly abort?: "before" | "middle"
   /** Whether whoever can set one has a timeout or a deadline, in milliseconds. */
   readonly timeout?: number
+  /** The pool's attempt timeout, in milliseconds. */
+  readonly attemptTimeout?: number
   /** What the caller gets, by the kind of way in. */
   readonly got: (way: WayIn) => string
   /** Faults of the first key: their kind, and whether they came late. */
@@ -65,6 +67,33 @@ const broken = by({
 const isPlain = ({ name }: WayIn): boolean => name.startsWith("http with")
 
 const troubles: Readonly<Record<string, Trouble>> = {
+  "C3: a key that hangs, with an attempt timeout": {
+    first: { hang: true },
+    call: "ask",
+    attemptTimeout: 300,
+    got: always("an end"),
+    learned: always(["Timeout"]),
+    counted: always([0, 1, 0]),
+    asked: always("ab")
+  },
+  "C3: a key that hangs, asked for a stream, with an attempt timeout": {
+    first: { hang: true },
+    call: "stream",
+    attemptTimeout: 300,
+    got: always("an end"),
+    learned: always(["Timeout"]),
+    counted: always([0, 1, 0]),
+    asked: always("ab")
+  },
+  "C3: a stream that goes on for longer than that after its first content is not touched by an attempt timeout": {
+    first: { chunkDelayMs: 200 },
+    call: "stream",
+    attemptTimeout: 1_200,
+    got: always("an end"),
+    learned: always([]),
+    counted: always([1, 0, 0]),
+    asked: always("a")
+  },
   "a stream that is cut in the middle": {
     first: { cutAfter: 2, chunkDelayMs: 10 },
     call: "stream",
@@ -188,6 +217,7 @@ for (const way of waysIn) {
                 strategy: "sequential-then-rotate",
                 floor: false,
                 cooldowns: { jitter: 0 },
+                attemptTimeout: trouble.attemptTimeout,
                 ...(trouble.asked(way) === "a" ? once : { retryTokens: false })
               },
               ...(trouble.timeout === undefined ? {} : { timeout: trouble.timeout })

@@ -8,11 +8,12 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as MutableRef from "effect/MutableRef"
 import * as Redacted from "effect/Redacted"
-import type * as Fault from "../Fault.js"
+import * as Fault from "../Fault.js"
 import type * as KeyPool from "../KeyPool.js"
 import * as MonotonicTime from "../MonotonicTime.js"
 import * as Outcome from "../Outcome.js"
 import type { Provider, RequestFacts } from "../providers/Provider.js"
+import * as RetryDecision from "../RetryDecision.js"
 import * as Classifier from "./Classifier.js"
 import * as ErrorBody from "./ErrorBody.js"
 import * as EventBody from "./EventBody.js"
@@ -110,6 +111,8 @@ export class NoAnswer extends Data.TaggedError("NoAnswer")<{
   readonly error: unknown
 }> {}
 
+const tooLong = Fault.make("Timeout", { code: RetryDecision.attemptTimeout })
+
 /**
  * What an attempt's exit means for the pool.
  *
@@ -137,6 +140,12 @@ export const attempt = (
   Effect.suspend(() => {
     const secret = Redacted.value(lease.key.secret)
     const controller = new AbortController()
+    let overdue: NoAnswer | undefined
+    lease.abortWith(() => {
+      const error = new DOMException("The attempt took too long.", "TimeoutError")
+      overdue = new NoAnswer({ fault: tooLong, error })
+      controller.abort(error)
+    })
     return Effect.try({
       try: () => signed(environment, request, lease, secret),
       // Credentials may be made by a function of the caller's. Nothing was sent, so nothing is known of the key.
@@ -148,6 +157,11 @@ export const attempt = (
           onSuccess: (response) => read(environment, request, lease, secret, response, controller)
         })
       ),
+      // Whatever it failed with, it is known why.
+      Effect.matchEffect({
+        onFailure: (failure) => overdue ?? failure,
+        onSuccess: (answer) => answer.fault === undefined ? Effect.succeed(answer) : overdue ?? Effect.succeed(answer)
+      }),
       Effect.onInterrupt(() => Effect.sync(() => controller.abort()))
     )
   })

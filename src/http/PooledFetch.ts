@@ -202,6 +202,8 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           return Attempt.attempt(env, once, leased)
         }, {
           model: facts.model,
+          streaming: facts.streaming,
+          abortable: false,
           tokens: facts.tokens,
           affinity: request.affinity,
           resources: stored?.resources,

@@ -225,6 +225,8 @@ const call = (
       },
       {
         model: facts.model,
+        streaming: facts.streaming,
+        abortable: false,
         tokens: facts.tokens,
         affinity: affinity === "" ? undefined : affinity,
         resources: stored?.resources,

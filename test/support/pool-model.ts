@@ -48,6 +48,7 @@ export const baseConfig: PoolState.Config = {
   },
   tokens: { perCall: 0.2, perSecond: 1, burst: 10, cap: 100 },
   floorMillis: 1000,
+  attemptTimeout: undefined,
   corroborates: true,
   maxWaiters: 5,
   trialMillis: 3500,
