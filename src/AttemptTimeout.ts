@@ -33,6 +33,7 @@ export interface Swept<A extends Running> {
   /** Attempts that outlast what a key may be quiet for. */
   readonly quiet: ReadonlyArray<{ readonly running: A; readonly limitMillis: number }>
   readonly overdue: ReadonlyArray<A>
+  /** `Infinity`: not before another attempt begins. */
   readonly nextAt: number
 }
 
@@ -50,7 +51,7 @@ export const sweep = <A extends Running>(
 ): Swept<A> => {
   const quiet: Array<Swept<A>["quiet"][number]> = []
   const overdue: Array<A> = []
-  let nextAt = now + (attemptTimeout === "learned" ? quietMillis : attemptTimeout ?? Infinity)
+  let nextAt = Infinity
   const due = (at: number): boolean => {
     if (at > now) nextAt = Math.min(nextAt, at)
     return at <= now
@@ -94,6 +95,13 @@ export const stall = (
   return next === state ? undefined : { state: next, events: PoolState.noEvents }
 }
 
-/** The least that a key may be quiet for, and that an attempt may take. */
-const quietMillis = 5_000
+/**
+ * The least that a key may be quiet for: nothing that begins is due before. 5 seconds.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const quietMillis = 5_000
+
+/** The least that an attempt may take. */
 const abortMillis = 30_000

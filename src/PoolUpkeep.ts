@@ -120,10 +120,8 @@ const waker = (core: PoolCore.PoolCore) =>
 /** Looks at the attempts that run, for as long as there are any, whenever one of them may have taken too long. */
 const sweeper = (core: PoolCore.PoolCore, pause: Settings["pause"]) =>
   Effect.forever(Effect.gen(function*() {
-    if (core.running.size === 0) {
-      MutableRef.set(core.unwatched, true)
-      yield* Queue.take(core.begun)
-    }
+    // Before it looks: what begins from now on says so.
+    MutableRef.set(core.unwatched, true)
     const now = yield* MonotonicTime.now
     const swept = AttemptTimeout.sweep(core.config, yield* Ref.get(core.state), core.running.values(), now)
     if (swept.quiet.length > 0) {
@@ -134,7 +132,11 @@ const sweeper = (core: PoolCore.PoolCore, pause: Settings["pause"]) =>
       running.overdue = true
       yield* Effect.ignore(Effect.try(running.abort))
     }
-    yield* pause(Math.min(Math.max(1, Math.ceil(swept.nextAt - now)), MonotonicTime.longestSleep))
+    if (swept.nextAt === Infinity) return yield* Queue.take(core.begun)
+    // What begins meanwhile may be due before.
+    const { attemptTimeout } = core.config
+    const soonest = typeof attemptTimeout === "number" ? attemptTimeout : AttemptTimeout.quietMillis
+    yield* pause(Math.max(1, Math.ceil(Math.min(swept.nextAt - now, soonest, MonotonicTime.longestSleep))))
   }))
 
 // --------------------------------------------------------------------------------------------------------------- store
