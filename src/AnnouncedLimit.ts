@@ -134,11 +134,13 @@ const vote = (a: AnnouncedLimit, b: AnnouncedLimit): number => {
 export const gate = (self: AnnouncedLimit, amount: number, total: number, now: number): Full | undefined => {
   const perMilli = rate(self)
   // Before a window ends, what is left may be little of what there is.
-  const all = perMilli !== undefined || now >= self.resetAt ? allOf(self) : self.limit
+  const all = perMilli !== undefined || now >= fullAt(self, total) ? allOf(self) : self.limit
   // Whole amounts fit: what lacks a hair in floating point is there.
   const missing = Math.min(amount, all ?? Infinity) - available(self, total, now)
   if (missing <= 1e-6) return undefined
-  const until = perMilli === undefined ? self.resetAt : Math.ceil(Math.max(now + 1, now + missing / perMilli))
+  const until = perMilli === undefined
+    ? self.resetAt
+    : Math.ceil(Math.max(now + 1, Math.min(now + missing / perMilli, fullAt(self, total))))
   // The next answer may tell more.
   return { until, earliest: total > self.total ? -Infinity : until }
 }
@@ -153,13 +155,17 @@ export const remaining = (self: AnnouncedLimit, total: number, now: number): num
   Math.max(0, Math.floor(Math.min(available(self, total, now), Number.MAX_SAFE_INTEGER)))
 
 const available = (self: AnnouncedLimit, total: number, now: number): number => {
+  if (now >= fullAt(self, total)) return allOf(self) ?? Infinity
   const perMilli = rate(self)
-  const unseen = total - self.total
-  if (perMilli !== undefined) {
-    return Math.min(allOf(self) ?? Infinity, self.remaining + (now - self.at) * perMilli) - unseen
-  }
-  return (now >= self.resetAt ? allOf(self) ?? Infinity : self.remaining) - unseen
+  const left = perMilli === undefined
+    ? self.remaining
+    : Math.min(allOf(self) ?? Infinity, self.remaining + (now - self.at) * perMilli)
+  return left - (total - self.total)
 }
+
+/** When all is there again, whatever was leased before: what is leased after it counts anew, see `roll`. */
+const fullAt = (self: AnnouncedLimit, total: number): number =>
+  self.resetAt + (total - self.total) / (rate(self) ?? Infinity)
 
 /** How fast a bucket fills, per millisecond; `undefined` unless it is known to be one. */
 const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bucketVotes ? undefined : fill
@@ -171,7 +177,7 @@ const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bu
  * @category steps
  */
 export const roll = (self: AnnouncedLimit, total: number, now: number): AnnouncedLimit =>
-  now < self.resetAt || rate(self) !== undefined
+  now < fullAt(self, total)
     ? self
     : { ...self, remaining: allOf(self) ?? Infinity, at: now, total, resetAt: now + Math.max(1, self.longest) }
 

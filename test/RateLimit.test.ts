@@ -220,6 +220,25 @@ describe("announced limits", () => {
     expect(until(limits, 10_000)).toBe(20_000)
   })
 
+  it("A2: more that was in flight before anything was known than a bucket holds does not close it for ever", () => {
+    // 60 were leased before their limits were kept: no answer says which of them it has counted.
+    let limits: RateLimit.RateLimit = { ...RateLimit.empty, leased: { requests: 60, input: 0, output: 0 } }
+    limits = says(limits, RateLimit.none, 19, 500, 0)
+    limits = says(limits, RateLimit.none, 0, 10_000, 40)
+    expect(until(limits, 40)).toBe(10_040)
+    expect(until(limits, 10_040)).toBeUndefined()
+    // The same where it is known to be a bucket.
+    limits = says(
+      says(says(limits, RateLimit.none, 19, 500, 800), RateLimit.none, 17, 1_500, 801),
+      RateLimit.none,
+      9,
+      5_500,
+      802
+    )
+    expect(until(limits, 802)).toBeDefined()
+    expect(until(limits, 60_000)).toBeUndefined()
+  })
+
   it("A2: a bucket is told from a window by its reset, and opens for one as soon as one fits", () => {
     const ask = bucket(120, 20)
     let limits = RateLimit.empty
