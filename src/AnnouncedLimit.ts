@@ -34,6 +34,8 @@ export interface AnnouncedLimit {
   readonly unit: Unit
   readonly limit: number | undefined
   readonly remaining: number
+  /** The most that was ever there, before the request that told of it: a bucket may hold less than its limit. */
+  readonly most: number | undefined
   /** When it was said, and what had been leased in all when the request that brought it was. */
   readonly at: number
   readonly total: number
@@ -76,31 +78,47 @@ export const learn = (
   const { limit, remaining, resetMillis } = said
   // Without a reset nobody would know when it opens again.
   if (unit === undefined || remaining === undefined || resetMillis === undefined) return before
-  // An answer to an earlier request knows less.
-  if (before !== undefined && total < before.total) return before
+  const most = mostOf(before?.most, remaining, unit)
+  // An answer to an earlier request knows less, but for how much there was then.
+  if (before !== undefined && total < before.total) return most === before.most ? before : { ...before, most }
+  const stated = limit === undefined || limit <= 0 ? undefined : limit
+  const all = allOf({ limit: stated, most })
   const next: AnnouncedLimit = {
     name: said.name,
     unit,
-    limit: limit === undefined || limit <= 0 ? undefined : limit,
+    limit: stated,
     remaining,
+    most,
     at: now,
     total,
     resetAt: now + resetMillis,
     longest: Math.max(before?.longest ?? 0, resetMillis),
     // What is left is rounded down: less was used than it seems.
-    fill: limit === undefined || limit - remaining < 2 || resetMillis === 0
+    fill: all === undefined || all - remaining < 2 || resetMillis === 0
       ? before?.fill
-      : (limit - remaining - 1) / resetMillis,
+      : (all - remaining - 1) / resetMillis,
     votes: before?.votes ?? 0
   }
   if (before === undefined || now >= before.resetAt || remaining > before.remaining) return next
   return { ...next, votes: Math.max(-8, Math.min(8, next.votes + vote(before, next))) }
 }
 
+/** Where nothing is left, nobody sees how much there may be. */
+const mostOf = (before: number | undefined, remaining: number, unit: Unit): number | undefined =>
+  remaining <= 0 ? before : Math.max(before ?? 0, unit === "requests" ? remaining + 1 : remaining)
+
+/**
+ * How much there is when all is there. A limit is often a rate, of which a much smaller bucket holds the burst: as long
+ * as only a part was ever seen, no more than that is counted on.
+ */
+const allOf = ({ limit, most }: Pick<AnnouncedLimit, "limit" | "most">): number | undefined =>
+  limit === undefined || most === undefined || most >= nearly * limit ? limit : most
+
 /** Which of the two meanings explains better what two answers say. */
 const vote = (a: AnnouncedLimit, b: AnnouncedLimit): number => {
-  const used = a.limit === undefined ? 0 : a.limit - a.remaining
-  const usedNow = b.limit === undefined ? 0 : b.limit - b.remaining
+  const all = allOf(b) ?? 0
+  const used = all - a.remaining
+  const usedNow = all - b.remaining
   if (used <= 0 || usedNow <= used) return 0
   const asWindow = Math.abs(b.resetAt - a.resetAt)
   const asBucket = Math.abs((b.resetAt - b.at) - (a.resetAt - a.at) / used * usedNow)
@@ -114,11 +132,15 @@ const vote = (a: AnnouncedLimit, b: AnnouncedLimit): number => {
  * @category gates
  */
 export const gate = (self: AnnouncedLimit, amount: number, total: number, now: number): Full | undefined => {
-  // Whole amounts fit: what lacks a hair in floating point is there.
-  const missing = Math.min(amount, self.limit ?? Infinity) - available(self, total, now)
-  if (missing <= 1e-6) return undefined
   const perMilli = rate(self)
-  const until = perMilli === undefined ? self.resetAt : Math.ceil(Math.max(now + 1, now + missing / perMilli))
+  // Before a window ends, what is left may be little of what there is.
+  const all = perMilli !== undefined || now >= fullAt(self, total) ? allOf(self) : self.limit
+  // Whole amounts fit: what lacks a hair in floating point is there.
+  const missing = Math.min(amount, all ?? Infinity) - available(self, total, now)
+  if (missing <= 1e-6) return undefined
+  const until = perMilli === undefined
+    ? self.resetAt
+    : Math.ceil(Math.max(now + 1, Math.min(now + missing / perMilli, fullAt(self, total))))
   // The next answer may tell more.
   return { until, earliest: total > self.total ? -Infinity : until }
 }
@@ -133,13 +155,17 @@ export const remaining = (self: AnnouncedLimit, total: number, now: number): num
   Math.max(0, Math.floor(Math.min(available(self, total, now), Number.MAX_SAFE_INTEGER)))
 
 const available = (self: AnnouncedLimit, total: number, now: number): number => {
+  if (now >= fullAt(self, total)) return allOf(self) ?? Infinity
   const perMilli = rate(self)
-  const unseen = total - self.total
-  if (perMilli !== undefined) {
-    return Math.min(self.limit ?? Infinity, self.remaining + (now - self.at) * perMilli) - unseen
-  }
-  return (now >= self.resetAt ? self.limit ?? Infinity : self.remaining) - unseen
+  const left = perMilli === undefined
+    ? self.remaining
+    : Math.min(allOf(self) ?? Infinity, self.remaining + (now - self.at) * perMilli)
+  return left - (total - self.total)
 }
+
+/** When all is there again, whatever was leased before: what is leased after it counts anew, see `roll`. */
+const fullAt = (self: AnnouncedLimit, total: number): number =>
+  self.resetAt + (total - self.total) / (rate(self) ?? Infinity)
 
 /** How fast a bucket fills, per millisecond; `undefined` unless it is known to be one. */
 const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bucketVotes ? undefined : fill
@@ -151,9 +177,9 @@ const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bu
  * @category steps
  */
 export const roll = (self: AnnouncedLimit, total: number, now: number): AnnouncedLimit =>
-  now < self.resetAt || rate(self) !== undefined
+  now < fullAt(self, total)
     ? self
-    : { ...self, remaining: self.limit ?? Infinity, at: now, total, resetAt: now + Math.max(1, self.longest) }
+    : { ...self, remaining: allOf(self) ?? Infinity, at: now, total, resetAt: now + Math.max(1, self.longest) }
 
 /**
  * Refused, though something seemed to be left, and told no more than when to come again: nothing is left until then.
@@ -169,5 +195,7 @@ export const exhaust = (self: AnnouncedLimit, total: number, until: number, now:
     : { ...self, remaining: Math.min(0, 1 - (until - now) * perMilli), at: now, total }
 }
 
+/** The share of a limit from which on it counts as seen whole: what the request itself took is not always known. */
+const nearly = 0.9
 /** How many more answers must speak for a bucket than for a window. */
 const bucketVotes = 2

@@ -220,6 +220,25 @@ describe("announced limits", () => {
     expect(until(limits, 10_000)).toBe(20_000)
   })
 
+  it("A2: more that was in flight before anything was known than a bucket holds does not close it for ever", () => {
+    // 60 were leased before their limits were kept: no answer says which of them it has counted.
+    let limits: RateLimit.RateLimit = { ...RateLimit.empty, leased: { requests: 60, input: 0, output: 0 } }
+    limits = says(limits, RateLimit.none, 19, 500, 0)
+    limits = says(limits, RateLimit.none, 0, 10_000, 40)
+    expect(until(limits, 40)).toBe(10_040)
+    expect(until(limits, 10_040)).toBeUndefined()
+    // The same where it is known to be a bucket.
+    limits = says(
+      says(says(limits, RateLimit.none, 19, 500, 800), RateLimit.none, 17, 1_500, 801),
+      RateLimit.none,
+      9,
+      5_500,
+      802
+    )
+    expect(until(limits, 802)).toBeDefined()
+    expect(until(limits, 60_000)).toBeUndefined()
+  })
+
   it("A2: a bucket is told from a window by its reset, and opens for one as soon as one fits", () => {
     const ask = bucket(120, 20)
     let limits = RateLimit.empty
@@ -245,7 +264,10 @@ describe("announced limits", () => {
   it("A2: windows and buckets that announce themselves are used up, and nobody is refused", () => {
     const all: ReadonlyArray<readonly [Provider, Provider]> = [
       [fixedWindow(60, 13_000), fixedWindow(60, 41_000)],
-      [bucket(60, 15), bucket(60, 15)]
+      [bucket(60, 15), bucket(60, 15)],
+      // What they name is how many come back in a minute: much more than they ever hold.
+      [bucket(60, 5, { names: "rate" }), bucket(60, 5, { names: "rate" })],
+      [bucket(60, 5, { names: "rate", penal: "unaware" }), bucket(60, 5, { names: "rate", penal: "unaware" })]
     ]
     for (const providers of all) {
       const report = simulate({
@@ -282,7 +304,9 @@ describe("learned limits", () => {
   const kinds: Readonly<Record<string, (rate: number) => ReadonlyArray<Provider>>> = {
     "fixed windows": (rate) => phases.map((phase) => fixedWindow(rate, phase)),
     "buckets": (rate) => phases.map(() => bucket(rate, 20)),
-    "buckets from which refusals take": (rate) => phases.map(() => bucket(rate, 20, true))
+    "buckets from which refusals take": (rate) => phases.map(() => bucket(rate, 20, { penal: "aware" })),
+    "buckets from which refusals take more than they tell": (rate) =>
+      phases.map(() => bucket(rate, 20, { penal: "unaware" }))
   }
   for (const [name, providers] of Object.entries(kinds)) {
     for (const tells of ["millis", "seconds"] as const) {
