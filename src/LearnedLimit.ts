@@ -24,8 +24,6 @@ export interface LearnedLimit {
   /** When requests fit again, as told; without being told, when the refusal came. */
   readonly end: number
   readonly told: boolean
-  /** How much longer than told it is until the next request fits: what the refusal itself took must come back. */
-  readonly owes: number
   /** Leases since `end`, and what became of them. */
   readonly leased: number
   readonly accepted: number
@@ -72,21 +70,18 @@ export const refused = (
   now: number
 ): LearnedLimit => {
   const told = waitMillis !== undefined
+  const end = now + (waitMillis ?? 0)
   const self = before === undefined || isForgotten(before, now) ? undefined : before
-  const toldEnd = now + (waitMillis ?? 0)
-  if (self !== undefined && lease <= self.stamp) return again(self, toldEnd + self.owes, told, now)
+  if (self !== undefined && lease <= self.stamp) return again(self, end, told, now)
   // Those that were leased before it are accepted, or will be.
   const count = self === undefined ? 0 : lease - self.stamp - 1 - self.refused
-  const owes = self === undefined || !told || !self.told ? 0 : owed(self, count, toldEnd)
-  const end = toldEnd + owes
   const measured = self === undefined || count < 1 || self.told !== told
     ? self?.measured
-    : measure(self, count + taken(owes), end, waitMillis, now)
+    : measure(self, count, end, waitMillis, now)
   return {
     stamp: newest,
     end,
     told,
-    owes,
     leased: 0,
     accepted: 0,
     refused: 0,
@@ -100,30 +95,13 @@ export const refused = (
   }
 }
 
-/**
- * Some buckets lose by refusals too, and tell how long it would have been without: who comes exactly then is refused
- * again, and for ever. What a refusal takes comes back in the time of one request: as long as from one instant that
- * was told to the next, when nothing was accepted between.
- */
-const owed = ({ end, measured, owes }: LearnedLimit, count: number, toldEnd: number): number =>
-  measured?.shape === "window"
-    ? 0
-    : count < 1
-    ? Math.min(longestOwed, Math.max(2 * owes, owes > 0 ? 0 : toldEnd - end, 1))
-    : owes > 0 && measured !== undefined
-    ? Math.min(longestOwed, measured.millis / measured.count)
-    : owes
-
-/** How many requests a refusal counts for. */
-const taken = (owes: number): number => owes > 0 ? 1 : 0
-
 /** One more refusal of the same moment: the latest word counts. */
 const again = (self: LearnedLimit, end: number, told: boolean, now: number): LearnedLimit => {
   if (!told || end <= self.end || self.leased > 0) return { ...self, at: now }
   const { measured } = self
   const later = measured === undefined || measured.since + measured.millis !== self.end
     ? measured
-    : { ...measured, count: measured.count + taken(self.owes), millis: end - measured.since }
+    : { ...measured, millis: end - measured.since }
   return {
     ...self,
     end,
@@ -302,5 +280,4 @@ const burstMillis = 2_000
 /** With whatever pace, so many intervals. */
 const burst = 3.5
 const longestIdle = 3_000
-const longestOwed = 10_000
 const memoryMillis = 600_000

@@ -264,10 +264,7 @@ describe("announced limits", () => {
   it("A2: windows and buckets that announce themselves are used up, and nobody is refused", () => {
     const all: ReadonlyArray<readonly [Provider, Provider]> = [
       [fixedWindow(60, 13_000), fixedWindow(60, 41_000)],
-      [bucket(60, 15), bucket(60, 15)],
-      // What they name is how many come back in a minute: much more than they ever hold.
-      [bucket(60, 5, { names: "rate" }), bucket(60, 5, { names: "rate" })],
-      [bucket(60, 5, { names: "rate", penal: "unaware" }), bucket(60, 5, { names: "rate", penal: "unaware" })]
+      [bucket(60, 15), bucket(60, 15)]
     ]
     for (const providers of all) {
       const report = simulate({
@@ -304,9 +301,7 @@ describe("learned limits", () => {
   const kinds: Readonly<Record<string, (rate: number) => ReadonlyArray<Provider>>> = {
     "fixed windows": (rate) => phases.map((phase) => fixedWindow(rate, phase)),
     "buckets": (rate) => phases.map(() => bucket(rate, 20)),
-    "buckets from which refusals take": (rate) => phases.map(() => bucket(rate, 20, { penal: "aware" })),
-    "buckets from which refusals take more than they tell": (rate) =>
-      phases.map(() => bucket(rate, 20, { penal: "unaware" }))
+    "buckets from which refusals take": (rate) => phases.map(() => bucket(rate, 20, true))
   }
   for (const [name, providers] of Object.entries(kinds)) {
     for (const tells of ["millis", "seconds"] as const) {

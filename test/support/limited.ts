@@ -50,18 +50,8 @@ export const slidingWindow = (perMinute: number): Provider => {
   }
 }
 
-/**
- * A bucket that fills at so many per minute. `penal`: refusals take from it too, down to minus its size, and what they
- * tell of waiting knows of themselves, or (`unaware`) does not. `names`: which limit it announces, its size or its rate.
- */
-export const bucket = (
-  perMinute: number,
-  burst: number,
-  { names = "burst", penal = "no" }: {
-    readonly penal?: "no" | "aware" | "unaware"
-    readonly names?: "burst" | "rate"
-  } = {}
-): Provider => {
+/** A bucket that fills at so many per minute. `penal`: refusals take from it too, down to minus its size. */
+export const bucket = (perMinute: number, burst: number, penal = false): Provider => {
   const rate = perMinute / 60_000
   let level = burst
   let at = 0
@@ -69,13 +59,12 @@ export const bucket = (
     level = Math.min(burst, level + (now - at) * rate)
     at = now
     const ok = level >= 1
-    const before = level
     if (ok) level -= 1
-    else if (penal !== "no") level = Math.max(-burst, level - 1)
+    else if (penal) level = Math.max(-burst, level - 1)
     return {
       ok,
-      waitMillis: Math.max(0, (1 - (penal === "unaware" ? before : level)) / rate),
-      limit: names === "burst" ? burst : perMinute,
+      waitMillis: Math.max(0, (1 - level) / rate),
+      limit: burst,
       remaining: Math.max(0, Math.floor(level)),
       resetMillis: (burst - level) / rate
     }
@@ -161,8 +150,7 @@ export const simulate = ({ announces, limits, perMinute, providers, seconds, see
         const wait = tells === "millis" ? Math.ceil(answer.waitMillis) : Math.ceil(answer.waitMillis / 1000) * 1000
         key.limits = RateLimit.refused(key.limits, reservation.leased, wait, now)
         key.bench = Math.max(key.bench, now + wait + 20)
-        // Nobody waits for ever.
-        if (now - arrived <= 60_000) queue.unshift(arrived)
+        queue.unshift(arrived)
       }
       key.limits = RateLimit.spent(key.limits, reservation, undefined, now)
       serve(now)
