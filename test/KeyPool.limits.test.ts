@@ -261,4 +261,15 @@ describe("A3: learned limits", () => {
       yield* calm
       assert.strictEqual((yield* pool.snapshot).inFlight, 5)
     }))
+
+  test("F1: a told end is met exactly, also when it was told twice and nothing was accepted between", () =>
+    Effect.gen(function*() {
+      const told = bad("RateLimited", { wait: "2 seconds" })
+      const provider = yield* upstream({ a: [told, told, ok()] })
+      const pool = yield* KeyPool.make({ keys: keys("a"), ...patient })
+      const call = yield* Effect.fork(pool.run(provider.send))
+      yield* TestClock.adjust("5 seconds")
+      yield* Fiber.join(call)
+      assert.deepStrictEqual(yield* provider.trace, ["a@0", "a@2020", "a@4040"])
+    }))
 })

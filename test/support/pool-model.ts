@@ -602,7 +602,9 @@ export class World {
       this.floorAt = this.now
       return
     }
-    if (request.affinity?.conversation !== undefined) this.seated(before, lease, request)
+    // While the pool tries whether a trouble is over, its trials go round the keys.
+    const tries = PoolState.trialOf(before, request.model) !== undefined
+    if (request.affinity?.conversation !== undefined && !tries) this.seated(before, lease, request)
     check(eligible.some((other) => other.id === id), () => `${key.label} was leased through a closed gate`)
     const others = eligible.filter((other) => !request.avoid.includes(other.slot))
     if (others.length > 0) {
