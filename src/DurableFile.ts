@@ -7,8 +7,10 @@
 import { sha256 } from "@noble/hashes/sha2.js"
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js"
 import * as Effect from "effect/Effect"
+import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
+import * as MonotonicTime from "./MonotonicTime.js"
 
 /**
  * What is needed of a file system.
@@ -34,17 +36,52 @@ export interface Files<E> {
 }
 
 /**
- * Replaces a file. It cannot be interrupted: it is short, and what came later must not be overtaken.
+ * The files of one directory.
  *
  * @since 0.1.0
- * @category writing
+ * @category models
  */
-export const replace = <E>(
-  files: Files<E>,
-  directory: string,
-  name: string,
-  bytes: Uint8Array
-): Effect.Effect<void, E> =>
+export interface Directory<E> {
+  /** The bytes of a file; none when there is no such file. */
+  readonly read: (name: string) => Effect.Effect<Option.Option<Uint8Array>, E>
+  /** Replaces a file. Those who write take turns, and what has begun is not interrupted: the last to come is the last. */
+  readonly write: (name: string, bytes: Uint8Array) => Effect.Effect<void, E>
+  /** Keeps what cannot be read in a file beside it, in place of an earlier one, and gives that one's name. */
+  readonly keepAside: (name: string, bytes: Uint8Array) => Effect.Effect<string>
+}
+
+/**
+ * The files of a directory, which is made when something is written.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const inDirectory = <E>(files: Files<E>, directory: string): Effect.Effect<Directory<E>> =>
+  Effect.map(Effect.makeSemaphore(1), (turns) => {
+    const sweptAt = MutableRef.make<ReadonlyMap<string, number>>(new Map())
+    /** Once when a file is first written, and then each minute that sees it written. */
+    const sweepNow = (name: string) =>
+      Effect.flatMap(MonotonicTime.now, (now) => {
+        const swept = MutableRef.get(sweptAt)
+        if (now < (swept.get(name) ?? -Infinity) + sweepMillis) return Effect.void
+        MutableRef.set(sweptAt, new Map(swept).set(name, now))
+        return Effect.ignore(sweep(files, directory, name))
+      })
+    const write = (name: string, bytes: Uint8Array) =>
+      turns.withPermits(1)(
+        Effect.uninterruptible(Effect.zipRight(replace(files, directory, name, bytes), sweepNow(name)))
+      )
+    return {
+      read: (name) => files.read(files.join(directory, name)),
+      write,
+      keepAside: (name, bytes) => {
+        const aside = `${name}.unreadable`
+        return Effect.as(Effect.ignore(write(aside, bytes)), aside)
+      }
+    }
+  })
+
+const replace = <E>(files: Files<E>, directory: string, name: string, bytes: Uint8Array): Effect.Effect<void, E> =>
   Effect.gen(function*() {
     yield* files.makeDirectory(directory)
     const written = yield* Effect.retry(createBeside(files, directory, name, bytes), { times: 2 })
@@ -53,7 +90,7 @@ export const replace = <E>(
     )
     // Not every platform can; then the file system does it in its own time.
     yield* Effect.ignore(files.syncDirectory(directory))
-  }).pipe(Effect.uninterruptible)
+  })
 
 /** Under a name that no other writer has: neither of this process nor of another. */
 const createBeside = <E>(files: Files<E>, directory: string, name: string, bytes: Uint8Array) =>
@@ -67,11 +104,8 @@ const createBeside = <E>(files: Files<E>, directory: string, name: string, bytes
 /**
  * Removes what killed writers of a file left beside it: what is a minute older than the file itself, by the clock of the
  * file system. Anything younger may be another writer's work.
- *
- * @since 0.1.0
- * @category writing
  */
-export const sweep = <E>(files: Files<E>, directory: string, name: string): Effect.Effect<void, E> =>
+const sweep = <E>(files: Files<E>, directory: string, name: string): Effect.Effect<void, E> =>
   Effect.gen(function*() {
     const found = yield* files.list(directory)
     const leftovers = found.filter((other) => other.startsWith(`${name}.`) && isTemporary(other.slice(name.length)))
@@ -86,6 +120,7 @@ export const sweep = <E>(files: Files<E>, directory: string, name: string): Effe
 
 const isTemporary = (ending: string): boolean => /^\.[0-9a-f]{16}\.tmp$/.test(ending)
 const leftoverMillis = 60_000
+const sweepMillis = 60_000
 
 /**
  * A name as part of a file name: different ones for different names, also where the case of letters makes no difference,

@@ -15,14 +15,12 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as HashMap from "effect/HashMap"
 import * as Layer from "effect/Layer"
-import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Ref from "effect/Ref"
 import * as Schema from "effect/Schema"
 import * as DurableFile from "./DurableFile.js"
 import type { ConfigurationError } from "./KeymeshError.js"
-import * as MonotonicTime from "./MonotonicTime.js"
 import { StoredPool } from "./PoolRecord.js"
 import * as Checks from "./Settings.js"
 
@@ -113,6 +111,15 @@ export const fromText = (text: string): Effect.Effect<StoredPool, StoreError> =>
     decode
   )
 
+const fromBytes = (bytes: Uint8Array): Effect.Effect<StoredPool, StoreError> =>
+  Effect.flatMap(
+    Effect.try({
+      try: () => new TextDecoder("utf-8", { fatal: true }).decode(bytes),
+      catch: () => new StoreError({ problem: "unreadable", detail: "it is no text" })
+    }),
+    fromText
+  )
+
 /**
  * A record as one line of JSON.
  *
@@ -179,47 +186,27 @@ export const makeFile = (
 ): Effect.Effect<Service, ConfigurationError, FileSystem.FileSystem | Path.Path> =>
   Effect.gen(function*() {
     yield* Checks.refuseUnknown(settings, ["directory"], "")
-    const { directory } = settings
-    if (typeof directory !== "string" || directory.trim() === "") {
+    if (typeof settings.directory !== "string" || settings.directory.trim() === "") {
       return yield* Checks.refuse("directory", "must be the path of a directory")
     }
-    const files = filesOf(yield* FileSystem.FileSystem, yield* Path.Path)
-    const turns = yield* Effect.makeSemaphore(1)
-    const sweptAt = MutableRef.make<ReadonlyMap<string, number>>(new Map())
+    const files = yield* DurableFile.inDirectory(
+      filesOf(yield* FileSystem.FileSystem, yield* Path.Path),
+      settings.directory
+    )
     const fileOf = (pool: string) => `${DurableFile.nameOf(pool)}.json`
-    /** Once when a pool is first saved, and then each minute that sees it saved. */
-    const sweep = (file: string) =>
-      Effect.gen(function*() {
-        const now = yield* MonotonicTime.now
-        const swept = MutableRef.get(sweptAt)
-        if (now < (swept.get(file) ?? -Infinity) + sweepMillis) return
-        MutableRef.set(sweptAt, new Map(swept).set(file, now))
-        yield* Effect.ignore(DurableFile.sweep(files, directory, file))
-      })
     return {
       load: (pool) =>
-        Effect.gen(function*() {
-          const file = fileOf(pool)
-          const found = yield* Effect.mapError(files.read(files.join(directory, file)), unreachable)
-          if (Option.isNone(found)) return Option.none()
-          const aside = `${file}.unreadable`
-          return yield* fromBytes(found.value).pipe(
-            Effect.asSome,
-            Effect.tapError(() =>
-              Effect.ignore(turns.withPermits(1)(DurableFile.replace(files, directory, aside, found.value)))
-            ),
-            Effect.mapError(keptAs(aside))
-          )
-        }),
+        Effect.flatMap(
+          Effect.mapError(files.read(fileOf(pool)), unreachable),
+          Option.match({
+            onNone: () => Effect.succeedNone,
+            onSome: (bytes) => orKeepAside(fromBytes(bytes), files.keepAside(fileOf(pool), bytes))
+          })
+        ),
       save: (pool, record) =>
-        Effect.suspend(() => {
-          const file = fileOf(pool)
-          const bytes = new TextEncoder().encode(toText(record))
-          return turns.withPermits(1)(Effect.zipRight(
-            Effect.mapError(DurableFile.replace(files, directory, file, bytes), unreachable),
-            sweep(file)
-          ))
-        })
+        Effect.suspend(() =>
+          Effect.mapError(files.write(fileOf(pool), new TextEncoder().encode(toText(record))), unreachable)
+        )
     }
   })
 
@@ -273,15 +260,6 @@ const filesOf = (fs: FileSystem.FileSystem, path: Path.Path): DurableFile.Files<
     Effect.scoped(Effect.flatMap(fs.open(directory, { flag: "r" }), (opened) => opened.sync))
 })
 
-const fromBytes = (bytes: Uint8Array): Effect.Effect<StoredPool, StoreError> =>
-  Effect.flatMap(
-    Effect.try({
-      try: () => new TextDecoder("utf-8", { fatal: true }).decode(bytes),
-      catch: () => new StoreError({ problem: "unreadable", detail: "it is no text" })
-    }),
-    fromText
-  )
-
 const unreachable = (error: PlatformError): StoreError =>
   new StoreError({
     problem: "unreachable",
@@ -289,10 +267,17 @@ const unreachable = (error: PlatformError): StoreError =>
     cause: error
   })
 
-const keptAs = (aside: string) => (error: StoreError): StoreError =>
-  new StoreError({ problem: error.problem, detail: `${error.detail}; kept as ${aside}` })
-
-const sweepMillis = 60_000
+/** What cannot be read is kept aside, and where is told; a record that can be read is there. */
+const orKeepAside = (
+  reading: Effect.Effect<StoredPool, StoreError>,
+  keepAside: Effect.Effect<string>
+): Effect.Effect<Option.Option<StoredPool>, StoreError> =>
+  reading.pipe(
+    Effect.asSome,
+    Effect.catchAll(({ detail, problem }) =>
+      Effect.flatMap(keepAside, (aside) => new StoreError({ problem, detail: `${detail}; kept as ${aside}` }))
+    )
+  )
 
 // ------------------------------------------------------------------------------------------------------ key-value stores
 
@@ -312,17 +297,16 @@ export const makeKeyValueStore: Effect.Effect<Service, never, KeyValueStore.KeyV
     const keyOf = (pool: string) => `keymesh-${DurableFile.nameOf(pool)}`
     return {
       load: (pool) =>
-        Effect.gen(function*() {
-          const key = keyOf(pool)
-          const found = yield* Effect.mapError(values.get(key), unreachable)
-          if (Option.isNone(found)) return Option.none()
-          const aside = `${key}.unreadable`
-          return yield* fromText(found.value).pipe(
-            Effect.asSome,
-            Effect.tapError(() => Effect.ignore(values.set(aside, found.value))),
-            Effect.mapError(keptAs(aside))
-          )
-        }),
+        Effect.flatMap(
+          Effect.mapError(values.get(keyOf(pool)), unreachable),
+          Option.match({
+            onNone: () => Effect.succeedNone,
+            onSome: (text) => {
+              const aside = `${keyOf(pool)}.unreadable`
+              return orKeepAside(fromText(text), Effect.as(Effect.ignore(values.set(aside, text)), aside))
+            }
+          })
+        ),
       save: (pool, record) =>
         Effect.suspend(() => Effect.mapError(values.set(keyOf(pool), toText(record)), unreachable))
     }
