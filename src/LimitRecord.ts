@@ -42,8 +42,8 @@ export type StoredUse = typeof StoredUse.Type
 export const StoredAnnounced = Schema.Struct({
   name: Schema.String,
   limit: Schema.optionalWith(finite, optional),
-  /** What was left when it was saved: what was leased since it was said is taken off. */
-  remaining: finite,
+  /** What was left when it was saved: what was leased since it was said is taken off. Absent: nobody knows how much. */
+  remaining: Schema.optionalWith(finite, optional),
   most: Schema.optionalWith(finite, optional),
   at: finite,
   resetAt: finite,
@@ -138,13 +138,13 @@ export const fromLimits = (
     const { at, fill, limit: stated, longest, most, name, resetAt, total, unit, votes } = limit
     const leased = RateLimit.total(unit, limits.leased)
     const remaining = limit.remaining - (leased - total)
-    return !Number.isFinite(remaining) || isForgotten(limit, now) ? [] : [{
+    return isForgotten(limit, now) ? [] : [{
       name,
-      remaining,
       at: at + wallOffset,
       resetAt: resetAt + wallOffset,
       longest,
       votes,
+      ...(Number.isFinite(remaining) ? { remaining } : {}),
       ...(stated === undefined ? {} : { limit: stated }),
       ...(most === undefined ? {} : { most }),
       ...(fill === undefined ? {} : { fill })
@@ -232,7 +232,7 @@ const memoryMillis = 600_000
 
 /** Whatever is leased in this process was leased after it was said. */
 const announcedOf = (
-  { at, fill, limit, longest, most, name, remaining, resetAt, votes }: StoredAnnounced,
+  { at, fill, limit, longest, most, name, remaining = Infinity, resetAt, votes }: StoredAnnounced,
   backAt: (instant: number) => number
 ): ReadonlyArray<AnnouncedLimit.AnnouncedLimit> => {
   const unit = AnnouncedLimit.unitOf(name)
