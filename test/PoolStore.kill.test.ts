@@ -16,7 +16,7 @@ import ts from "typescript"
 import type { StoredPool } from "../src/PoolRecord.js"
 import * as PoolStore from "../src/PoolStore.js"
 
-const kills = Number(process.env["KEYMESH_KILLS"] ?? 30)
+const kills = Number(process.env["KEYMESH_KILLS"] ?? 24)
 const perKill = 2_000
 const root = fileURLToPath(new URL("..", import.meta.url))
 
