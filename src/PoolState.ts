@@ -520,16 +520,15 @@ export const groupBench = (state: PoolState, key: KeyState.KeyState): KeyState.B
 export const hasModels = (state: PoolState): boolean => HashMap.size(state.rest.models) > 0
 
 /**
- * Whether nothing is known that an attempt with this key could meet, or that its success could change: no trouble of the
- * key, its group or the provider, and no limit.
+ * Whether nothing is known that an attempt with this key could meet, or that its success could change, but for limits for
+ * all models: no trouble of the key, its group or the provider, and no limit for the model.
  *
  * @since 0.1.0
  * @category getters
  */
 export const isUsual = (state: PoolState, key: KeyState.KeyState, model: string | undefined): boolean =>
-  state.rest.health.idle && key.gatedUntil === undefined && KeyState.isPlain(key) &&
-  (key.key.quotaGroup === undefined ||
-    (groupBench(state, key) === undefined && partyLimits(state, key) === undefined)) &&
+  state.rest.health.idle && key.gatedUntil === undefined && KeyState.isWell(key) &&
+  groupBench(state, key) === undefined &&
   (model === undefined || (!hasModels(state) && modelLimits(state, key, model) === undefined))
 
 /**
