@@ -78,7 +78,9 @@ const pool = (name: string) =>
     )
     const { keys } = yield* http.pool.snapshot
     yield* say(`loaded ${keys.reduce((sum, key) => sum + key.successes, 0)}`)
-    const call = Effect.ignore(Effect.scoped(Effect.flatMap(http.client.get("/"), (answer) => answer.text)))
+    const call = Effect.ignore(Effect.scoped(Effect.flatMap(http.client.get("/"), (answer) => answer.text))).pipe(
+      Effect.delay(2)
+    )
     yield* Effect.all(Array.from({ length: 4 }, () => Effect.forever(call)), { concurrency: "unbounded" })
   })).pipe(Effect.provide(Telemetry.layer))
 
