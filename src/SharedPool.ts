@@ -84,9 +84,8 @@ export interface SharedBreaker {
  * What a process tells the others.
  *
  * - `Cooldown`: one was imposed here.
- * - `Lifted`: what guesses and refusals held against the subject is over, by an attempt that began `ageMillis` ago;
- *   cooldowns that the engine heard of since then stay, and so does what is told or measured (the firm part of a cooldown
- *   whose `provenance` is not `guessed`, or that is not `refused`).
+ * - `Lifted`: the cooldown of the subject is over, or was a mistake. It had at most `forMillis` left (negative: it ended so
+ *   long ago); one that lasts longer than that by more than a second is another, of which was not known here: it stays.
  * - `Breaker`: a transition that was made here, on the version that was known here (`undefined`: none). It counts only if
  *   no other was made on that version before; a breaker of which the engine knows nothing takes any.
  * - `Reset`: by hand; everything held against the key, and its group, is forgotten everywhere. The breaker is closed with
@@ -99,7 +98,7 @@ export interface SharedBreaker {
  */
 export type Notice =
   | { readonly _tag: "Cooldown"; readonly cooldown: SharedCooldown }
-  | { readonly _tag: "Lifted"; readonly subject: Subject; readonly ageMillis: number }
+  | { readonly _tag: "Lifted"; readonly subject: Subject; readonly forMillis: number }
   | {
     readonly _tag: "Breaker"
     readonly keyId: string
@@ -141,7 +140,7 @@ export type News =
   | { readonly _tag: "Away"; readonly members: number; readonly problem: string }
   | { readonly _tag: "Members"; readonly members: number }
   | { readonly _tag: "Cooldown"; readonly cooldown: SharedCooldown }
-  | { readonly _tag: "Lifted"; readonly subject: Subject }
+  | { readonly _tag: "Lifted"; readonly subject: Subject; readonly forMillis: number }
   | { readonly _tag: "Breaker"; readonly breaker: SharedBreaker }
   | {
     readonly _tag: "Reset"
@@ -184,8 +183,10 @@ export interface Claim {
 /**
  * What becomes of a claim.
  *
- * - `Refused`: nothing was taken. `subject` is what is short of it, `forMillis` until it may fit; `Infinity`: when `Freed`
- *   says so, or (of a probe) when its outcome does.
+ * - `Refused`: nothing was taken. `subject` is whose limit, concurrency or probe it was; it does not fit before `forMillis`
+ *   are over unless something is given back, of which `Freed` tells. `mayFree` says whether that can be: something is in
+ *   flight. Of a limit, what is in flight and not answered yet is free again after one window at the earliest; of
+ *   concurrency, `forMillis` is `Infinity`; a probe is over after its own `forMillis`.
  * - `Away`: the engine did not answer in time: local knowledge decides.
  *
  * @since 0.1.0
@@ -198,6 +199,7 @@ export type Answer =
     readonly gate: "limit" | "concurrency" | "probing"
     readonly subject: Subject
     readonly forMillis: number
+    readonly mayFree: boolean
   }
   | { readonly _tag: "Away" }
 
@@ -212,9 +214,9 @@ export interface Ticket {
 }
 
 /**
- * What became of an attempt with a ticket: `Answered` at the headers (or when it ended without any), from which on its
- * requests and tokens count for one window; `Ended` frees concurrency and probe and settles tokens (`undefined`: not
- * known, the claimed amount stays); `Unsent` gives everything back. `Ended` without `Answered` before is both.
+ * What became of an attempt with a ticket. `Answered`, at the headers or when it ended without any: its request counts for
+ * one window from now. `Ended`: so many tokens count for one window from now (`undefined`: as many as were claimed),
+ * concurrency and probes are free. `Unsent`: all is given back. `Ended` without `Answered` before is both.
  *
  * @since 0.1.0
  * @category models
@@ -223,6 +225,17 @@ export type Settled =
   | { readonly _tag: "Answered" }
   | { readonly _tag: "Ended"; readonly tokens: number | undefined }
   | { readonly _tag: "Unsent" }
+
+/**
+ * What became of notices. `breakers` are, for each `Breaker` and `Reset` among them, how the key's breaker stands for all
+ * now: as was told, or as another told before.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Told =
+  | { readonly _tag: "Told"; readonly breakers: ReadonlyArray<SharedBreaker> }
+  | { readonly _tag: "Away" }
 
 /**
  * What a pool has of an engine. None of it fails: what cannot be reached is `Away`.
@@ -234,11 +247,10 @@ export interface SharedPool {
   /** Begins with `Joined` or `Away`. Read by one reader; nothing told by others since `Joined` is missing, or `Joined` comes again. */
   readonly news: Stream.Stream<News>
   /**
-   * Tells the others, in this order. Gives, for each `Breaker` and `Reset` that the engine took in or refused, how the
-   * breaker stands for all now; nothing while it is away: then it need not keep what it was told, for after `Joined` each
-   * process tells what it still knows better.
+   * Tells the others, in this order, in at most one round trip and a bounded time. After `Away` nothing of it is kept: who
+   * told it tells it again after `Joined`, if it is still so.
    */
-  readonly tell: (notices: ReadonlyArray<Notice>) => Effect.Effect<ReadonlyArray<SharedBreaker>>
+  readonly tell: (notices: ReadonlyArray<Notice>) => Effect.Effect<Told>
   /** At most one round trip, and a bounded time (25 ms by default). A claim that is interrupted, or answered too late, is given back. */
   readonly claim: (claim: Claim) => Effect.Effect<Answer>
   /** Does not wait for the engine. Tickets that it does not know (any more) change nothing. */
