@@ -120,8 +120,8 @@ export const remaining = (self: DeclaredLimit, now: number): number => {
  * @category getters
  */
 export const countedSince = (self: DeclaredLimit, since: number, now: number): number => {
-  const past = Math.max(since, now - self.windowMillis)
-  const first = firstAfter(self, (entry) => entry.at > past)
+  const past = now - self.windowMillis
+  const first = firstAfter(self, (entry) => entry.at > past && entry.at >= since)
   return self.sum - (first === self.first ? self.left : sumBefore(self, first))
 }
 
