@@ -425,7 +425,7 @@ const declareHeld = (sharing: PoolCore.Sharing): Effect.Effect<void> =>
             ...claim,
             // Its request was counted with its answer.
             limits: answered ? claim.limits.filter(({ unit }) => unit === "tokens") : claim.limits,
-            probes: [],
+            probes: answered ? [] : claim.probes,
             held: true
           }),
           (answer) => {

@@ -8,17 +8,21 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
+import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/TestClock"
+import type * as ApiKey from "../src/ApiKey.js"
 import * as Fault from "../src/Fault.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Outcome from "../src/Outcome.js"
 import * as PoolStore from "../src/PoolStore.js"
 import * as SharedPool from "../src/SharedPool.js"
+import { seeded } from "./support/limited.js"
 import {
   bad,
   calm,
   closedFor,
+  Failed,
   idOf,
   keyOf,
   keys,
@@ -619,3 +623,139 @@ describe("P2, P4: an engine that is away", () => {
       assert.strictEqual(yield* Fiber.join(waiting), "served")
     }))
 })
+
+describe("P4: whatever happens", () => {
+  /** What an attempt was, as the provider saw it. */
+  interface Attempted {
+    readonly label: string
+    readonly from: number
+    to: number | undefined
+    readonly probe: boolean
+  }
+
+  const limits: Readonly<Record<string, ApiKey.Limits>> = {
+    a: { requestsPerMinute: 6 },
+    b: { concurrency: 2 },
+    c: { requestsPerMinute: 8, concurrency: 3 }
+  }
+  const settings: KeyPool.Settings = {
+    keys: ["a", "b", "c"].map((label) => ({ secret: `secret-${label}`, label, limits: limits[label] })),
+    ...plain,
+    attribution: "per-key",
+    budget: "3 hours",
+    maxWaiters: 10_000,
+    retryTokens: false,
+    retry: Schedule.recurs(1_000)
+  }
+
+  /** Plays a history; says what went wrong, if something did. */
+  const play = (seed: number) =>
+    Effect.gen(function*() {
+      const chance = seeded(seed)
+      const pick = (n: number) => Math.floor(chance() * n)
+      const { engine, pools } = yield* together(3, settings)
+      const attempts: Array<Attempted> = []
+      const wrong: Array<string> = []
+      const cut = new Set<number>()
+      /** When something last happened to the engine. */
+      let disturbed = 0
+      let broken = false
+      const check = (attempt: Attempted, now: number) => {
+        // While somebody is away, or not yet heard, nobody knows.
+        if (cut.size > 0 || now <= disturbed) return
+        const { label } = attempt
+        const own = attempts.filter((other) => other.label === label)
+        const { concurrency = Infinity, requestsPerMinute = Infinity } = limits[label] ?? {}
+        const counting = own.filter(({ to }) => to === undefined || now < to + 60_000)
+        if (counting.length > requestsPerMinute) wrong.push(`${counting.length} of ${label} in a window at ${now}`)
+        const running = own.filter(({ to }) => to === undefined)
+        if (running.length > concurrency) wrong.push(`${running.length} of ${label} at once at ${now}`)
+        const probes = running.filter(({ from, probe }) => probe && from > disturbed)
+        if (probes.length > 1) wrong.push(`${probes.length} probes of ${label} at ${now}`)
+      }
+      const send = (pool: KeyPool.Service) => (lease: KeyPool.Lease) =>
+        Effect.gen(function*() {
+          const { label } = lease.key
+          const now = yield* Clock.currentTimeMillis
+          const { breaker } = yield* keyOf(pool, label)
+          const attempt: Attempted = { label, from: now, to: undefined, probe: breaker === "half-open" }
+          attempts.push(attempt)
+          check(attempt, now)
+          const takes = 1 + pick(4_000)
+          yield* Effect.ensuring(
+            Effect.sleep(takes),
+            Effect.map(Clock.currentTimeMillis, (at) => {
+              attempt.to = at
+            })
+          )
+          if (label === "b" && broken) return yield* new Failed({ fault: Fault.make("ServerError") })
+          return label
+        })
+      const calls: Array<Fiber.RuntimeFiber<string, unknown>> = []
+      const interrupted = new Set<number>()
+      for (let step = 0; step < 120; step++) {
+        const which = pick(3)
+        const pool = pools[which]
+        if (pool === undefined) continue
+        const what = pick(100)
+        const now = yield* Clock.currentTimeMillis
+        if (what < 45) calls.push(yield* Effect.fork(pool.run(send(pool))))
+        else if (what < 80) yield* TestClock.adjust(pick(8_000))
+        else if (what < 85 && calls.length > 0) {
+          const at = pick(calls.length)
+          const call = calls[at]
+          if (call !== undefined && Option.isNone(yield* Fiber.poll(call))) {
+            interrupted.add(at)
+            yield* Fiber.interrupt(call)
+          }
+        } else if (what < 89) {
+          cut.add(which)
+          yield* engine.cutOff(which)
+        } else if (what < 94) {
+          if (cut.delete(which)) disturbed = now
+          yield* engine.restore(which)
+        } else if (what < 96) {
+          disturbed = now
+          yield* engine.loseAll
+        } else broken = !broken
+      }
+      yield* engine.restore()
+      cut.clear()
+      broken = false
+      disturbed = yield* Clock.currentTimeMillis
+      yield* TestClock.adjust("40 minutes")
+      for (const [at, call] of calls.entries()) {
+        const exit = yield* Fiber.poll(call)
+        if (interrupted.has(at)) continue
+        if (Option.isNone(exit)) wrong.push(`call ${at} was not served`)
+        else if (Exit.isFailure(exit.value)) wrong.push(`call ${at}: ${exit.value.cause}`)
+      }
+      for (const [n, pool] of pools.entries()) {
+        if ((yield* inFlight(pool)) !== 0) wrong.push(`${yield* inFlight(pool)} in flight in ${n}`)
+        const served = yield* Effect.fork(Effect.all(
+          Array.from({ length: 3 }, () => pool.run((lease) => Effect.as(Effect.sleep(1), lease.key.label)))
+        ))
+        yield* TestClock.adjust("1 second")
+        const labels = yield* Fiber.poll(served)
+        const found = Option.isSome(labels) && Exit.isSuccess(labels.value) ? labels.value.value : []
+        if (new Set(found).size !== 3) wrong.push(`pool ${n} is served by ${found.join()} only`)
+        yield* TestClock.adjust("2 minutes")
+      }
+      return wrong
+    })
+
+  test(
+    "P4, C2, C6: no limit is exceeded, no probe is two, nobody is lost and no key locked out",
+    () =>
+      Effect.gen(function*() {
+        for (let seed = 1; seed <= histories; seed++) {
+          const wrong = yield* Effect.scoped(play(seed))
+          assert.deepStrictEqual([seed, wrong], [seed, []])
+        }
+      }),
+    { timeout: 300_000 }
+  )
+})
+
+/** How many histories are played. */
+const histories = Number(process.env["KEYMESH_SHARING_HISTORIES"] ?? 12)
