@@ -7,6 +7,7 @@ import type * as Affinity from "./Affinity.js"
 import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
+import * as Claims from "./Claims.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Limits from "./Limits.js"
@@ -130,9 +131,18 @@ const grant = (
   const usual = !floor && PoolState.isUsual(before, free, request.model)
     ? grantUsual(config, before, index, free, request, now, affinity)
     : undefined
-  return usual ??
-    grantWatched(config, index === before.index ? before : { ...before, index }, free, request, now, affinity, floor)
+  return usual ?? asking(
+    config,
+    grantWatched(config, index === before.index ? before : { ...before, index }, free, request, now, affinity, floor),
+    now
+  )
 }
+
+/** Where others had taken all there was, few ask at a time whether something is left. */
+const asking = (config: PoolState.Config, leased: Leased, now: number): Leased =>
+  leased.state.rest.elsewhere === undefined || leased.lease === undefined
+    ? leased
+    : { ...leased, state: Claims.asks(config, leased.state, leased.lease, now) }
 
 /** A lease that changes numbers only: the usual one, with one copy of the key and one of the pool. Else `undefined`. */
 const grantUsual = (
