@@ -78,6 +78,53 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
 })
 
 /**
+ * A key with other numbers, and the same in all else: each attempt makes two of these, and written out they cost a third
+ * of a spread.
+ *
+ * @since 0.1.0
+ * @category transitions
+ */
+export const numbered = (
+  key: KeyState,
+  inFlight: number,
+  total: number,
+  recent: number,
+  lastUsed: number,
+  successes: number,
+  answeredAt: number,
+  answeredFrom: number,
+  quietSince: number,
+  breaker: CircuitBreaker.State
+): KeyState => ({
+  slot: key.slot,
+  id: key.id,
+  label: key.label,
+  weight: key.weight,
+  order: key.order,
+  inFlight,
+  total,
+  recent,
+  lastUsed,
+  key: key.key,
+  enabled: key.enabled,
+  retiring: key.retiring,
+  successes,
+  faults: key.faults,
+  ignored: key.ignored,
+  answeredAt,
+  answeredFrom,
+  breaker,
+  bench: key.bench,
+  ramp: key.ramp,
+  quietSince,
+  stall: key.stall,
+  limits: key.limits,
+  gatedUntil: key.gatedUntil,
+  gatedEarliest: key.gatedEarliest,
+  gatedBy: key.gatedBy
+})
+
+/**
  * The recent use of a key, see `Strategy.Candidate`, after one more attempt.
  *
  * @since 0.1.0

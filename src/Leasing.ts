@@ -78,7 +78,7 @@ export const lease = (
         : undefined
       // The probe of an outage goes where its turn is: that moves no conversation.
       const bond = probed === undefined ? seat?.bond : undefined
-      const granted = grant(config, { ...state, index }, probed ?? first, request, now, bond)
+      const granted = grant(config, state, index, probed ?? first, request, now, bond)
       return state !== before && PoolState.hasMoved(before, state) ? { ...granted, reopened: true } : granted
     }
   }
@@ -119,11 +119,68 @@ const probes = ({ rest: { health } }: PoolState.PoolState, { key }: KeyState.Key
 const grant = (
   config: PoolState.Config,
   before: PoolState.PoolState,
+  index: PoolState.PoolState["index"],
   free: KeyState.KeyState,
   request: PoolState.Request,
   now: number,
   affinity: Affinity.Bond | undefined,
   floor = false
+): Leased =>
+  !floor && PoolState.isUsual(before, free, request.model)
+    ? grantUsual(before, index, free, request, now, affinity)
+    : grantWatched(config, index === before.index ? before : { ...before, index }, free, request, now, affinity, floor)
+
+/** A lease that changes numbers only: the usual one, with one copy of the key and one of the pool. */
+const grantUsual = (
+  state: PoolState.PoolState,
+  index: PoolState.PoolState["index"],
+  key: KeyState.KeyState,
+  request: PoolState.Request,
+  now: number,
+  affinity: Affinity.Bond | undefined
+): Leased => {
+  const id = state.leases + 1
+  const calls = request.call === 0 ? state.calls + 1 : state.calls
+  const leased = KeyState.numbered(
+    key,
+    key.inFlight + 1,
+    key.total + 1,
+    KeyState.used(key.recent, now),
+    now,
+    key.successes,
+    key.answeredAt,
+    key.answeredFrom,
+    key.inFlight === 0 ? now : key.quietSince,
+    key.breaker
+  )
+  const lease: PoolState.LeaseRecord = {
+    id,
+    slot: key.slot,
+    key: key.key,
+    call: request.call === 0 ? calls : request.call,
+    model: request.model,
+    operation: request.operation,
+    timed: request.timed,
+    startedAt: now,
+    generation: key.breaker.generation,
+    probe: false,
+    floor: false,
+    reserved: undefined,
+    affinity,
+    nth: 0
+  }
+  const pace = PoolState.paced(state.pace, state.leases, state.calls, now)
+  return { state: Places.leased(state, index, leased, id, calls, pace), lease, events: PoolState.noEvents }
+}
+
+const grantWatched = (
+  config: PoolState.Config,
+  before: PoolState.PoolState,
+  free: KeyState.KeyState,
+  request: PoolState.Request,
+  now: number,
+  affinity: Affinity.Bond | undefined,
+  floor: boolean
 ): Leased => {
   const { key, reserved, state } = Limits.reserve(config, before, free, request, now)
   const id = state.leases + 1
@@ -206,6 +263,7 @@ const floor = (
   const granted = grant(
     config,
     { ...state, rest: { ...state.rest, floorAt: now } },
+    state.index,
     key,
     request,
     now,

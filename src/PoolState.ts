@@ -520,6 +520,19 @@ export const groupBench = (state: PoolState, key: KeyState.KeyState): KeyState.B
 export const hasModels = (state: PoolState): boolean => HashMap.size(state.rest.models) > 0
 
 /**
+ * Whether nothing is known that an attempt with this key could meet, or that its success could change: no trouble of the
+ * key, its group or the provider, and no limit.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const isUsual = (state: PoolState, key: KeyState.KeyState, model: string | undefined): boolean =>
+  state.rest.health.idle && key.gatedUntil === undefined && KeyState.isPlain(key) &&
+  (key.key.quotaGroup === undefined ||
+    (groupBench(state, key) === undefined && partyLimits(state, key) === undefined)) &&
+  (model === undefined || (!hasModels(state) && modelLimits(state, key, model) === undefined))
+
+/**
  * Whether some keys that are open may still not serve such a request: for its model, or for what it costs.
  *
  * @since 0.1.0
