@@ -79,6 +79,7 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
       const saving = saver(core, storeWorks, found, worded, pause)
       yield* Effect.forkIn(Effect.interruptible(Effect.zipRight(loaded ?? Effect.void, saving)), scope)
       yield* Effect.forkIn(Effect.interruptible(gatherer(core)), scope)
+      yield* Effect.forkIn(Effect.interruptible(accountant(core, pause)), scope)
     }
     yield* Effect.addFinalizer(() =>
       Effect.gen(function*() {
@@ -155,9 +156,11 @@ const saver = (
     for (;;) {
       // What could not be read before may be there now; it would be lost else.
       if ((yield* Ref.get(found)) !== "well") yield* loadInto(core, storeWorks, found, loadAgainMillis)
-      if ((yield* saved(core, storeWorks, found, worded)) === "well") return
+      if ((yield* saved(core, storeWorks, found, worded)) === "well") break
       yield* pause(saveAgainMillis)
     }
+    // What is there now is the pool's own: to take it up again would count it twice.
+    yield* Ref.set(found, "well")
   }))
 
 /** Lets stored resources gather, the longer the more there are already, before the pool is saved because of them. */
@@ -166,6 +169,16 @@ const gatherer = (core: PoolCore.PoolCore) =>
     yield* Queue.take(core.learned)
     const { rest } = yield* Ref.get(core.state)
     yield* Effect.sleep(Affinity.size(rest.affinity.resources) * gatherMillis)
+    yield* Queue.offer(core.dirty, undefined)
+  }))
+
+/** Lets mere uses gather, which count against limits, before the pool is saved because of them. */
+const accountant = (core: PoolCore.PoolCore, pause: Settings["pause"]) =>
+  Effect.forever(Effect.gen(function*() {
+    MutableRef.set(core.unused, true)
+    yield* Queue.take(core.used)
+    const { slots } = yield* Ref.get(core.state)
+    yield* pause(useMillis + slots.size * useMillisPerKey)
     yield* Queue.offer(core.dirty, undefined)
   }))
 
@@ -261,6 +274,9 @@ const storeMillis = 1_000
 const saveMillis = 1_000
 /** How much longer they gather for each stored resource: half a minute for 100,000. */
 const gatherMillis = 0.3
+/** How long uses gather, and how much longer for each key: a record of many takes its time. */
+const useMillis = 4_000
+const useMillisPerKey = 1
 /** How long it may take for a record that was not there in time, while the pool runs. */
 const loadAgainMillis = 10_000
 /** How long after a failure it is tried again. */

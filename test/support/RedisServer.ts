@@ -110,6 +110,8 @@ export interface Proxy {
   readonly cut: (which?: (sent: string) => boolean) => Effect.Effect<number>
   /** Whether connections, of which `which` says so by what they sent first, are cut at once. */
   readonly refuse: (which: ((sent: string) => boolean) | undefined) => Effect.Effect<void>
+  /** The connections of which `which` says so by what they sent so far, and only these, hear nothing any more. */
+  readonly deafen: (which: (sent: string) => boolean) => Effect.Effect<void>
   /** How many connections were opened. */
   readonly opened: Effect.Effect<number>
 }
@@ -121,11 +123,11 @@ export const proxy = (to: number): Effect.Effect<Proxy, never, Scope.Scope> =>
     let swallows = false
     let opened = 0
     let refuses: ((sent: string) => boolean) | undefined
-    const pairs = new Map<Socket, { readonly out: Socket; sent: string }>()
+    const pairs = new Map<Socket, { readonly out: Socket; sent: string; deaf: boolean }>()
     const server = createServer((socket) => {
       opened++
       const out = connect(to, "127.0.0.1")
-      const pair = { out, sent: "" }
+      const pair = { out, sent: "", deaf: false }
       pairs.set(socket, pair)
       const end = () => {
         pairs.delete(socket)
@@ -140,7 +142,7 @@ export const proxy = (to: number): Effect.Effect<Proxy, never, Scope.Scope> =>
         else setTimeout(() => out.write(data), millis)
       })
       out.on("data", (data) => {
-        if (!swallows) socket.write(data)
+        if (!swallows && !pair.deaf) socket.write(data)
       })
       for (const side of [socket, out]) side.on("error", end).on("close", end)
     })
@@ -171,6 +173,10 @@ export const proxy = (to: number): Effect.Effect<Proxy, never, Scope.Scope> =>
             out.destroy()
           }
           return found.length
+        }),
+      deafen: (which) =>
+        Effect.sync(() => {
+          for (const pair of pairs.values()) pair.deaf = which(pair.sent)
         }),
       refuse: (which) => Effect.sync(() => void (refuses = which)),
       opened: Effect.sync(() => opened)
