@@ -98,20 +98,11 @@ export const make = (
     const now = () => Runtime.runSync(runtime)(MonotonicTime.now)
     const { reach } = settings
     const own = reach._tag === "Server"
-    const options = own
-      ? optionsOf(reach.server, settings, (times) =>
-        // Full jitter: processes that lost the same server do not come back together.
-        Math.round(Runtime.runSync(runtime)(random.next) * Math.min(longestPause, 50 * 2 ** times)))
-      : undefined
-    const commands = yield* client(
-      () => options === undefined ? (reach as { readonly client: Redis | Cluster }).client : new Redis(options),
-      own
-    )
-    const listening = yield* client(
-      () =>
-        options === undefined ? duplicate((reach as { readonly client: Redis | Cluster }).client) : new Redis(options),
-      true
-    )
+    const jitter = () => Runtime.runSync(runtime)(random.next)
+    const open = () =>
+      reach._tag === "Client" ? reach.client : connected(optionsOf(reach.server, settings), now, jitter)
+    const commands = yield* client(open, own)
+    const listening = yield* client(() => reach._tag === "Client" ? duplicate(reach.client) : open(), true)
     const state: State = { problem: "there is no connection to Redis yet", underWay: 0, silentSince: undefined }
 
     // -------------------------------------------------------------------------------------------------------- commands
@@ -317,11 +308,35 @@ const duplicate = (client: Redis | Cluster): Redis | Cluster => {
   return client instanceof Cluster ? client.duplicate([], more) : client.duplicate(more)
 }
 
-const optionsOf = (
-  server: RedisSettings.Server,
-  { connectMillis }: RedisSettings.Resolved,
-  retryStrategy: (times: number) => number
-): RedisOptions => ({
+/** A client that comes back after pauses that grow, unless it was well for a while. */
+const connected = (options: RedisOptions, now: () => number, jitter: () => number): Redis => {
+  let failures = 0
+  let readyAt = Infinity
+  const redis = new Redis({
+    ...options,
+    retryStrategy: () => {
+      failures = now() >= readyAt + steadyMillis ? 1 : failures + 1
+      readyAt = Infinity
+      return pauseBefore(failures, jitter())
+    }
+  })
+  redis.on("ready", () => {
+    readyAt = now()
+  })
+  return redis
+}
+
+/**
+ * How long to wait before another try, in milliseconds: full jitter, so that processes that lost the same server do not
+ * come back together.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const pauseBefore = (failures: number, random: number): number =>
+  Math.ceil(random * Math.min(longestPause, 50 * 2 ** Math.min(failures, 10)))
+
+const optionsOf = (server: RedisSettings.Server, { connectMillis }: RedisSettings.Resolved): RedisOptions => ({
   host: server.host,
   port: server.port,
   db: server.db,
@@ -338,8 +353,7 @@ const optionsOf = (
   autoResendUnfulfilledCommands: false,
   autoResubscribe: false,
   // It would wait for ever on a server that hangs.
-  enableReadyCheck: false,
-  retryStrategy
+  enableReadyCheck: false
 })
 
 const tlsOf = ({ ca, cert, key, rejectUnauthorized, servername }: RedisSettings.Tls, host: string) => ({
@@ -389,6 +403,8 @@ const problems: Readonly<Record<string, string>> = {
 
 /** The longest pause between two attempts to connect. */
 const longestPause = 2_000
+/** A connection that held for so long was well. */
+const steadyMillis = 5_000
 /** How long a connection may be silent, though it was asked something, before it is given up. */
 const longestSilence = 3_000
 /** So many commands may be under way; a pool asks for few at a time, so more of them means that nobody answers. */

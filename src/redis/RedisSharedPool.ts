@@ -149,7 +149,7 @@ export const make = (
       const before = MutableRef.get(standing)
       if (epoch !== before.epoch || seq === undefined || seq < before.seq) return missed()
       // What was pushed may be on its way on the other connection.
-      if (seq > before.seq) set({ behind: { seq, at: yield* MonotonicTime.now } })
+      if (seq > before.seq && before.behind === undefined) set({ behind: { seq, at: yield* MonotonicTime.now } })
       if (members !== undefined) counted(members)
       const orphans = Option.getOrElse(Wording.readOrphans(reply[3]), () => [])
       if (orphans.length > 0) yield* send(orphans.map((ticket) => ({ ticket, s: "R" })))
@@ -190,9 +190,7 @@ export const make = (
           continue
         }
         failures = ended - began > steadyMillis ? 0 : failures + 1
-        // Full jitter: processes that lost the same server do not ask again together.
-        const pause = Math.min(longestPause, 50 * 2 ** Math.min(failures, 10)) * (yield* Random.next)
-        yield* Effect.sleep(Math.ceil(pause))
+        yield* Effect.sleep(RedisLink.pauseBefore(failures, yield* Random.next))
         // Without a connection there is nobody to ask; connecting has pauses of its own.
         yield* Effect.ignore(link.whenReady(longestPause))
       }

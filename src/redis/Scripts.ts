@@ -18,9 +18,10 @@
 import * as RedisLink from "./RedisLink.js"
 
 const common = `
+-- In milliseconds, to the microsecond: a window must not be a part of one too short.
 local function clock()
   local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  return tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
 end
 local function text(number) return string.format('%.0f', number) end
 -- A key lives at least so long; never shorter than it would have.
@@ -344,7 +345,7 @@ if not ticket.h then
     if missing > 0 then refuse('limit', i, l.o, opens(log, past, missing) or l.w, taken > 0) end
   end
 end
-if gate then return { 'no', gate, index, wait, free } end
+if gate then return { 'no', gate, index, math.ceil(wait), free } end
 for _, l in ipairs(ticket.l) do redis.call('HINCRBY', held, 'h|' .. l.k, text(l.a)) end
 for _, c in ipairs(ticket.c) do redis.call('HINCRBY', held, 'c|' .. c.o, 1) end
 for i, p in ipairs(ticket.p) do redis.call('SET', KEYS[3 + #ticket.l + i], ticket.t, 'PX', text(p.w), 'NX') end
