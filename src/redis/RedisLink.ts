@@ -76,6 +76,8 @@ export interface RedisLink {
   /** Calls back whenever commands can be sent again, or no longer. */
   readonly watch: (onState: (ready: boolean) => void) => Effect.Effect<void, never, Scope.Scope>
   readonly isReady: () => boolean
+  /** Why commands cannot be sent, where they cannot. */
+  readonly problem: () => string
   /** Waits until commands can be sent, for so many milliseconds at most. */
   readonly whenReady: (millis: number) => Effect.Effect<void, Unreached>
   /** Begins anew with connections that are of no use though they are there; a caller's own client is left alone. */
@@ -98,6 +100,7 @@ export const make = (
     const now = () => Runtime.runSync(runtime)(MonotonicTime.now)
     const { reach } = settings
     const own = reach._tag === "Server"
+    const knowsPassword = own && reach.server.password !== undefined
     const jitter = () => Runtime.runSync(runtime)(random.next)
     const open = () =>
       reach._tag === "Client" ? reach.client : connected(optionsOf(reach.server, settings), now, jitter)
@@ -110,6 +113,7 @@ export const make = (
     const watching = (ready: boolean) => () => {
       if (ready) {
         state.silentSince = undefined
+        state.problem = "the connection to Redis broke"
         // So that the first of each need not be sent twice.
         for (const { text } of scripts) commands.script("LOAD", text).catch(ignore)
       }
@@ -154,6 +158,7 @@ export const make = (
         )
         const stop = start((result) => {
           timer.unsafeInterruptAsFork(FiberId.none)
+          stop()
           resume(result)
         })
         return Effect.sync(end)
@@ -188,7 +193,9 @@ export const make = (
             },
             (error) => {
               answered()
-              const problem = describe(error)
+              const told = describe(error)
+              // Commands are answered so while the password that was sent is being refused.
+              const problem = told === problems["NOAUTH"] && knowsPassword ? problems["WRONGPASS"] ?? told : told
               // A replica that takes no writes was the primary before: its name may lead to another by now.
               if (problem === problems["READONLY"]) reset(commands)
               done(Effect.fail(new Unreached({ problem, sent: true })))
@@ -259,6 +266,7 @@ export const make = (
           () => Effect.sync(() => watchers.delete(watcher))
         )),
       isReady,
+      problem: () => state.problem,
       whenReady: (millis) =>
         Effect.suspend(() => {
           if (isReady()) return Effect.void
@@ -322,6 +330,7 @@ const connected = (options: RedisOptions, now: () => number, jitter: () => numbe
   })
   redis.on("ready", () => {
     readyAt = now()
+    redis.client("SETNAME", "keymesh").catch(ignore)
   })
   return redis
 }
@@ -343,7 +352,8 @@ const optionsOf = (server: RedisSettings.Server, { connectMillis }: RedisSetting
   ...(server.username === undefined ? {} : { username: server.username }),
   ...(server.password === undefined ? {} : { password: Redacted.value(server.password) }),
   ...(server.tls === undefined ? {} : { tls: tlsOf(server.tls, server.host) }),
-  connectionName: "keymesh",
+  // What ioredis asks before a connection is ready may be answered when it is closed already; it would take it for ready
+  // then, and never connect again.
   disableClientInfo: true,
   connectTimeout: connectMillis,
   keepAlive: 10_000,

@@ -238,7 +238,9 @@ export const make = (
     }
 
     yield* link.listen(names.channel, { onMessage, onState })
-    yield* link.watch((ready) => ready ? wake.unsafeOffer(undefined) : lose("the connection to Redis broke"))
+    yield* link.watch((ready) => {
+      if (!ready && MutableRef.get(standing).phase === "joined") lose(link.problem())
+    })
     yield* Effect.addFinalizer(() =>
       Effect.ignore(Effect.zipRight(
         flush,

@@ -29,6 +29,8 @@ export interface RedisServer {
   readonly url: string
   /** The server's own answer to a command, by `redis-cli`. */
   readonly cli: (...args: ReadonlyArray<string>) => Effect.Effect<string>
+  /** Sets a key to any text. */
+  readonly put: (key: string, text: string) => Effect.Effect<void>
   /** Stops it from doing anything, as a machine that hangs. */
   readonly pause: Effect.Effect<void>
   readonly resume: Effect.Effect<void>
@@ -85,6 +87,10 @@ export const make = (
       port,
       url: `redis://${options.password === undefined ? "" : `:${options.password}@`}127.0.0.1:${port}`,
       cli: (...args) => Effect.sync(() => run(...args)),
+      put: (key, text) =>
+        Effect.sync(() => {
+          execFileSync("redis-cli", ["-p", String(port), ...secret, "-x", "set", key], { input: text, stdio: "pipe" })
+        }),
       pause: Effect.sync(() => child?.kill("SIGSTOP")),
       resume: Effect.sync(() => child?.kill("SIGCONT")),
       kill,
