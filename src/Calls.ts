@@ -202,6 +202,13 @@ const first = <A, E, R>(
           tokens: call.tokens,
           random
         }
+    const orRefuse = (
+      acquiring: Effect.Effect<PoolState.LeaseRecord | Acquisition.Refused>
+    ): Effect.Effect<A, E | PoolError, R> =>
+      Effect.flatMap(
+        acquiring,
+        (acquired) => "_tag" in acquired ? Acquisition.refusal(core, call, acquired) : go(acquired)
+      )
     return Effect.flatMap(
       Ref.modify(core.state, (before): readonly [Leasing.Leased | undefined, PoolState.PoolState] => {
         // Somebody waits, or nothing may start any more: `acquire` sorts that out.
@@ -212,13 +219,25 @@ const first = <A, E, R>(
       (leased) => {
         if (leased?.lease !== undefined) {
           const { events, lease, reopened, state } = leased
-          return events.length === 0 && reopened !== true
+          const going = core.sharing === undefined
             ? go(lease)
-            : Effect.zipRight(PoolCore.announce(core, undefined, { events, state, answers: noAnswers }), go(lease))
+            : orRefuse(
+              Acquisition.claimed(
+                core,
+                core.sharing,
+                work.restore,
+                call,
+                request,
+                OngoingCall.waitUntil(call, call.startedAt),
+                lease
+              )
+            )
+          return events.length === 0 && reopened !== true
+            ? going
+            : Effect.zipRight(PoolCore.announce(core, undefined, { events, state, answers: noAnswers }), going)
         }
-        return Effect.flatMap(
-          Acquisition.acquire(core, work.restore, call, request, OngoingCall.waitUntil(call, call.startedAt)),
-          (acquired) => "_tag" in acquired ? Acquisition.refusal(core, call, acquired) : go(acquired)
+        return orRefuse(
+          Acquisition.acquire(core, work.restore, call, request, OngoingCall.waitUntil(call, call.startedAt))
         )
       }
     )

@@ -16,6 +16,7 @@ import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolState from "./PoolState.js"
 import type * as RateLimit from "./RateLimit.js"
+import * as Sharing from "./Sharing.js"
 import type * as Telemetry from "./Telemetry.js"
 
 /**
@@ -234,7 +235,10 @@ const say = (
         (now) => counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now),
         heard
       )
-    return counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
+    const settled = counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
+    return core.sharing === undefined
+      ? settled
+      : Effect.zipRight(settled, Sharing.settled(core.sharing, record.id, heard, ends))
   })
 
 const remember = ({ core, record }: Parts, resources: ReadonlyArray<string>): Effect.Effect<void> =>

@@ -7,6 +7,7 @@ import type * as Affinity from "./Affinity.js"
 import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
+import * as Claims from "./Claims.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Limits from "./Limits.js"
@@ -128,7 +129,17 @@ const grant = (
 ): Leased =>
   !floor && PoolState.isUsual(before, free, request.model)
     ? grantUsual(before, index, free, request, now, affinity)
-    : grantWatched(config, index === before.index ? before : { ...before, index }, free, request, now, affinity, floor)
+    : asking(
+      config,
+      grantWatched(config, index === before.index ? before : { ...before, index }, free, request, now, affinity, floor),
+      now
+    )
+
+/** Where others had taken all there was, few ask at a time whether something is left. */
+const asking = (config: PoolState.Config, leased: Leased, now: number): Leased =>
+  leased.state.rest.elsewhere === undefined || leased.lease === undefined
+    ? leased
+    : { ...leased, state: Claims.asks(config, leased.state, leased.lease, now) }
 
 /** A lease that changes numbers only: the usual one, with one copy of the key and one of the pool. */
 const grantUsual = (

@@ -15,6 +15,7 @@ import * as RedBlackTree from "effect/RedBlackTree"
 import * as Affinity from "./Affinity.js"
 import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
+import * as Elsewhere from "./Elsewhere.js"
 import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
 import * as Latency from "./Latency.js"
@@ -108,6 +109,8 @@ export interface Rest {
   readonly earlyNow: number
   readonly earlyLater: number
   readonly floorAt: number
+  /** What others take of the keys; absent while nothing is known that would hold this pool back. */
+  readonly elsewhere: Elsewhere.Elsewhere | undefined
   /** How many keys have each origin, see `originOf`. */
   readonly origins: HashMap.HashMap<string, number>
   readonly health: ProviderHealth.Health
@@ -431,6 +434,7 @@ export const empty = (config: Config, now: number): PoolState => ({
     earlyNow: 0,
     earlyLater: 0,
     floorAt: -Infinity,
+    elsewhere: undefined,
     origins: HashMap.empty(),
     health: ProviderHealth.initial,
     turned: [],
@@ -499,6 +503,17 @@ export const find = (state: PoolState, id: string): KeyState.KeyState | undefine
  * @category getters
  */
 export const keys = (state: PoolState): ReadonlyArray<KeyState.KeyState> => SlotMap.values(state.slots)
+
+/**
+ * Some key of a group.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const memberOf = (state: PoolState, group: string): KeyState.KeyState | undefined => {
+  const slot = Option.getOrUndefined(HashMap.get(state.rest.groups, group))?.members[0]
+  return slot === undefined ? undefined : SlotMap.get(state.slots, slot)
+}
 
 /**
  * What is held against the group of a key.
@@ -588,7 +603,7 @@ export const hasMoved = ({ rest: before }: PoolState, { rest: after }: PoolState
 // --------------------------------------------------------------------------------------------------------------- gates
 
 /**
- * Every gate of a key, for all models: its own and its group's.
+ * Every gate of a key, for all models: its own, its group's, and what others hold back.
  *
  * @since 0.1.0
  * @category gates
@@ -598,14 +613,17 @@ export const keyGate = (
   state: PoolState,
   key: KeyState.KeyState,
   now: number
-): KeyState.Closed | undefined =>
-  KeyState.both(
+): KeyState.Closed | undefined => {
+  const closed = KeyState.both(
     KeyState.gate(config, key, now),
     key.key.quotaGroup === undefined ? undefined : KeyState.both(
       KeyState.benchGate(config, groupBench(state, key), now),
       KeyState.limitGate(partyLimits(state, key), undefined, now)
     )
   )
+  const { elsewhere } = state.rest
+  return elsewhere === undefined ? closed : KeyState.both(closed, Elsewhere.gate(elsewhere, key, now))
+}
 
 /**
  * Every gate of a key for a request.

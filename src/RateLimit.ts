@@ -143,6 +143,17 @@ export const declare = (
   return { ...self ?? empty, declared: limits }
 }
 
+/**
+ * The limits with one of so many parts of what is declared; what is used of them stays.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const divided = (self: RateLimit, parts: number): RateLimit =>
+  self.declared.length === 0
+    ? self
+    : { ...self, declared: self.declared.map((limit) => DeclaredLimit.divided(limit, parts)) }
+
 const minute = 60_000
 const day = 86_400_000
 const kinds = [

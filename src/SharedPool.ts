@@ -128,8 +128,8 @@ export type Notice =
  * What a process hears; nobody hears what he told himself.
  *
  * - `Joined`: the engine answers (again). `members` counts the processes that it hears of, this one included; the rest is
- *   all that it knows. `kept` is false when it had lost what it knew, or knows nothing yet: then each process tells again
- *   what it knows.
+ *   all that it knows. `kept` is false when it had lost what it knew, or counted this process as gone: then each process
+ *   tells again what it knows, and claims again what it holds.
  * - `Away`: the engine does not answer, once per outage. `members` is how many there were last. `problem` shows no secret.
  * - `Members`: how many there are now.
  * - `Cooldown`, `Lifted`, `Breaker`, `Reset`: what another has told, as far as the engine took it in.
@@ -185,7 +185,7 @@ export interface Claim {
   readonly concurrency: ReadonlyArray<{ readonly subject: Subject; readonly most: number }>
   /** The one probe of a half-open breaker, or the one trial after a cooldown: nobody else has it for so long. */
   readonly probes: ReadonlyArray<{ readonly subject: Subject; readonly forMillis: number }>
-  /** The attempt is under way already, since before the engine answered: limits and concurrency are taken whatever there is. */
+  /** The attempt is under way already, since before the engine answered: all of it is taken, whatever there is. */
   readonly held?: boolean | undefined
 }
 
@@ -578,7 +578,7 @@ const rejoin = (world: World, which: number | undefined, now: number): readonly 
     if ((which !== undefined && which !== number) || member.cutSince === undefined) continue
     const { epoch } = engineOf(world, member.pool)
     next = withMember(next, number, { ...member, cutSince: undefined, counted: true, epoch })
-    joined.push([number, member, member.epoch === epoch])
+    joined.push([number, member, member.counted && member.epoch === epoch])
   }
   return [
     next,
@@ -770,24 +770,23 @@ type Refusal = Omit<Extract<Answer, { readonly _tag: "Refused" }>, "_tag">
 
 /** Of all that does not fit, what fits last. */
 const refuse = (engine: Engine, claim: Claim, now: number): Refusal | undefined => {
+  if (claim.held === true) return undefined
   const refusals: Array<Refusal> = []
   for (const { subject } of claim.probes) {
     const probe = HashMap.get(engine.probes, nameOf(subject))
     if (probe._tag === "None" || probe.value.until <= now) continue
     refusals.push({ gate: "probing", subject, forMillis: probe.value.until - now, mayFree: true })
   }
-  if (claim.held !== true) {
-    for (const { most, subject } of claim.concurrency) {
-      const held = HashMap.get(engine.concurrency, nameOf(subject))
-      if (held._tag === "None" || HashSet.size(held.value) < most) continue
-      refusals.push({ gate: "concurrency", subject, forMillis: Infinity, mayFree: true })
-    }
-    for (const limit of claim.limits) {
-      const forMillis = fitsAfter(takenOf(engine, limitName(limit)), limit, now)
-      if (forMillis === undefined) continue
-      const mayFree = HashMap.size(takenOf(engine, limitName(limit)).held) > 0
-      refusals.push({ gate: "limit", subject: limit.subject, forMillis, mayFree })
-    }
+  for (const { most, subject } of claim.concurrency) {
+    const held = HashMap.get(engine.concurrency, nameOf(subject))
+    if (held._tag === "None" || HashSet.size(held.value) < most) continue
+    refusals.push({ gate: "concurrency", subject, forMillis: Infinity, mayFree: true })
+  }
+  for (const limit of claim.limits) {
+    const forMillis = fitsAfter(takenOf(engine, limitName(limit)), limit, now)
+    if (forMillis === undefined) continue
+    const mayFree = HashMap.size(takenOf(engine, limitName(limit)).held) > 0
+    refusals.push({ gate: "limit", subject: limit.subject, forMillis, mayFree })
   }
   return refusals.reduce<Refusal | undefined>(
     (last, refusal) => last === undefined || refusal.forMillis > last.forMillis ? refusal : last,

@@ -182,7 +182,8 @@ const everything = (settings: RedisPoolStore.Settings) =>
     for (const tag of ["Cooldown", "Breaker", "Lifted", "Reset"] as const) yield* b.hears(tag)
     const claim = {
       ...limited(key("k"), 1, 60_000),
-      ...{ concurrency: places(key("c"), 1).concurrency, probes: probe(key("p")).probes }
+      concurrency: places(key("c"), 1).concurrency,
+      probes: probe(key("p")).probes
     }
     const ticket = yield* granted(a, claim)
     yield* refused(b, places(key("c"), 1))
@@ -261,10 +262,9 @@ describe.skipIf(!RedisServer.isHere)("P4: servers and clients of all kinds", () 
       const folder = mkdtempSync(join(tmpdir(), "keymesh-tls-"))
       yield* Effect.addFinalizer(() => Effect.sync(() => rmSync(folder, { recursive: true, force: true })))
       const [cert, pem] = [join(folder, "cert.pem"), join(folder, "key.pem")]
-      execFileSync("openssl", [
-        ...["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"],
-        ...["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", pem, "-out", cert]
-      ], { stdio: "ignore" })
+      const words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+      const names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", pem, "-out", cert]
+      execFileSync("openssl", [...words.split(" "), ...names], { stdio: "ignore" })
       const port = yield* RedisServer.freePort
       yield* RedisServer.make({
         args: ["--tls-port", String(port), "--tls-cert-file", cert, "--tls-key-file", pem, "--tls-auth-clients", "no"]

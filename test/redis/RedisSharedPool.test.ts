@@ -201,7 +201,8 @@ describe.skipIf(!RedisServer.isHere)("P4: news", () => {
       yield* a.tell([cooldown(key("k"), 1_000), { _tag: "Breaker", keyId: "k", from: undefined, to: open(5) }])
       const claim = {
         ...limited(group("g"), 5, 60_000),
-        ...{ concurrency: places(key("k"), 3).concurrency, probes: probe(key("k")).probes }
+        concurrency: places(key("k"), 3).concurrency,
+        probes: probe(key("k")).probes
       }
       const ticket = yield* granted(a, claim)
       yield* b.tell([{ _tag: "Taken", subject: group("h"), unit: "tokens", limit: 5, windowMillis: 1_000, amount: 2 }])
@@ -380,7 +381,7 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
   test("what is under way already is taken whatever there is", (redis) =>
     Effect.gen(function*() {
       const [a, b] = yield* two(redis)
-      const claim = { ...limited(key("k"), 1, 60_000), ...{ concurrency: places(key("k"), 1).concurrency } }
+      const claim = { ...limited(key("k"), 1, 60_000), concurrency: places(key("k"), 1).concurrency }
       const first = yield* granted(a, claim)
       const second = yield* granted(b, { ...claim, held: true })
       yield* a.settle(first, unsent)
@@ -454,7 +455,8 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
       const b = yield* RedisMember.make({ ...quick, url: redis.url })
       const claim = {
         ...limited(key("k"), 1, 60_000),
-        ...{ concurrency: places(key("c"), 1).concurrency, probes: probe(key("p")).probes }
+        concurrency: places(key("c"), 1).concurrency,
+        probes: probe(key("p")).probes
       }
       const ticket = yield* granted(crashing, claim)
       yield* way.swallow(true)
