@@ -293,6 +293,8 @@ export const make = (
             names.meta,
             names.members,
             names.held,
+            names.cooldowns,
+            names.breakers,
             ...ticket.l.map(({ k }) => names.log(k)),
             ...ticket.p.map(({ o }) => names.probe(o))
           ]

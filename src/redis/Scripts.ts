@@ -306,14 +306,14 @@ return { 'ok', cjson.encode(stands) }
 `)
 
 /**
- * KEYS: meta, members, held, then the logs of the limits, then the probes.
+ * KEYS: meta, members, held, cooldowns, breakers, then the logs of the limits, then the probes.
  * ARGV: member, its epoch, how long keys are kept, the ticket.
  *
  * @since 0.1.0
  * @category scripts
  */
 export const claim = RedisLink.script(`${common}${logs}
-local meta, members, held = KEYS[1], KEYS[2], KEYS[3]
+local meta, members, held, cooldowns, breakers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 if redis.call('HGET', meta, 'epoch') ~= ARGV[2] then return { 'epoch' } end
 local now = clock()
 local ticket = cjson.decode(ARGV[4])
@@ -329,8 +329,14 @@ local function refuse(name, i, subject, millis, mayFree)
   end
 end
 for i, p in ipairs(ticket.p) do
-  local left = redis.call('PTTL', KEYS[3 + #ticket.l + i])
+  local left = redis.call('PTTL', KEYS[5 + #ticket.l + i])
   if left > 0 then refuse('probing', i, p.o, left, true) end
+  -- Who asks may not have heard yet that the last probe went wrong. If it is only ahead of what it tells, it asks again.
+  local breaker = p.b and redis.call('HGET', breakers, p.b)
+  left = breaker and cjson.decode(breaker).u or 0
+  local cooldown = redis.call('HGET', cooldowns, p.o)
+  if cooldown then left = math.max(left, cjson.decode(cooldown).u) end
+  if left > now then refuse('probing', i, p.o, math.min(1000, left - now), true) end
 end
 if not ticket.h then
   for i, c in ipairs(ticket.c) do
@@ -338,7 +344,7 @@ if not ticket.h then
     if taken >= c.n then refuse('concurrency', i, c.o, -1, true) end
   end
   for i, l in ipairs(ticket.l) do
-    local log, past = load(KEYS[3 + i], now), now - l.w
+    local log, past = load(KEYS[5 + i], now), now - l.w
     local taken = tonumber(redis.call('HGET', held, 'h|' .. l.k) or '0')
     local missing = math.min(l.a, l.n) - (l.n - taken - used(log, past))
     -- What is in flight is free again after one window at the earliest.
@@ -348,7 +354,7 @@ end
 if gate then return { 'no', gate, index, math.ceil(wait), free } end
 for _, l in ipairs(ticket.l) do redis.call('HINCRBY', held, 'h|' .. l.k, text(l.a)) end
 for _, c in ipairs(ticket.c) do redis.call('HINCRBY', held, 'c|' .. c.o, 1) end
-for i, p in ipairs(ticket.p) do redis.call('SET', KEYS[3 + #ticket.l + i], ticket.t, 'PX', text(p.w), 'NX') end
+for i, p in ipairs(ticket.p) do redis.call('SET', KEYS[5 + #ticket.l + i], ticket.t, 'PX', text(p.w), 'NX') end
 redis.call('HSET', held, 't|' .. ticket.t, ARGV[4])
 if redis.call('PTTL', held) < 0 then redis.call('PEXPIRE', held, ARGV[3]) end
 return { 'yes' }

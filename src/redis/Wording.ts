@@ -183,7 +183,7 @@ export interface Ticket {
     readonly u: "r" | "t"
   }>
   readonly c: ReadonlyArray<{ readonly o: string; readonly n: number }>
-  readonly p: ReadonlyArray<{ readonly o: string; readonly w: number }>
+  readonly p: ReadonlyArray<{ readonly o: string; readonly w: number; readonly b?: string }>
   readonly h?: true
 }
 
@@ -203,7 +203,12 @@ export const ticket = (id: string, member: string, claim: SharedPool.Claim): Tic
     u: limit.unit === "requests" ? "r" : "t"
   })),
   c: claim.concurrency.map(({ most, subject: of }) => ({ o: subject(of), n: most })),
-  p: claim.probes.map(({ forMillis, subject: of }) => ({ o: subject(of), w: Math.max(1, cut(forMillis)) })),
+  p: claim.probes.map(({ forMillis, subject: of }) => ({
+    o: subject(of),
+    w: Math.max(1, cut(forMillis)),
+    // What the key's own breaker says decides of its probe as well.
+    ...(of.scope === "key" && of.model === undefined ? { b: of.of } : {})
+  })),
   ...(claim.held === true ? { h: true } : {})
 })
 

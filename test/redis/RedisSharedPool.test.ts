@@ -254,6 +254,19 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
       yield* granted(b, probe(group("g")))
     }))
 
+  test("no probe for who has not heard yet that the last one went wrong", (redis) =>
+    Effect.gen(function*() {
+      const [a, b] = yield* two(redis)
+      const ticket = yield* granted(a, probe(key("k")))
+      yield* a.tell([{ _tag: "Breaker", keyId: "k", from: undefined, to: open(300) }])
+      yield* a.settle(ticket, ended)
+      assert.isAtMost((yield* refused(b, probe(key("k")))).forMillis, 300)
+      yield* RedisServer.until(b.claim(probe(key("k"))), ({ _tag }) => _tag === "Granted")
+      yield* b.tell([cooldown(group("g"), 600_000)])
+      assert.deepInclude(yield* refused(a, probe(group("g"))), { gate: "probing", subject: group("g"), forMillis: 1_000 })
+      yield* granted(a, probe(key("l")))
+    }))
+
   test("concurrency is exact over all processes, and who was refused hears when there is room", (redis) =>
     Effect.gen(function*() {
       const all = yield* members(redis, 4)
@@ -431,8 +444,8 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
       const epoch = yield* redis.cli("hget", "{keymesh:test}:meta", "epoch")
       const ticket = JSON.stringify({ t: "late.1", m: "m", l: [], c: [{ o: "k/z", n: 1 }], p: [] })
       const Scripts = yield* Effect.promise(() => import("../../src/redis/Scripts.js"))
-      const keys = ["meta", "members", "held"].map((name) => `{keymesh:test}:${name}`)
-      assert.strictEqual(yield* redis.cli("eval", Scripts.claim.text, "3", ...keys, "m", epoch, "1000", ticket), "late")
+      const keys = ["meta", "members", "held", "cooldowns", "breakers"].map((name) => `{keymesh:test}:${name}`)
+      assert.strictEqual(yield* redis.cli("eval", Scripts.claim.text, "5", ...keys, "m", epoch, "1000", ticket), "late")
       yield* granted(b, places(key("z"), 1))
     }))
 
