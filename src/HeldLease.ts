@@ -30,6 +30,8 @@ export interface Lease {
   readonly key: ApiKey.ApiKey
   /** The number of the attempt in its call, from 1. */
   readonly attempt: number
+  /** Whether it runs beside another attempt of its call, which takes long. */
+  readonly hedge: boolean
   readonly call: number
   readonly model: string | undefined
   /**
@@ -73,7 +75,8 @@ export interface HeldLease extends Lease {
   readonly begin: () => void
   /** Whether the attempt took too long and was aborted. */
   readonly isOverdue: () => boolean
-  readonly say: (outcome: Outcome.Outcome, end: boolean) => Effect.Effect<void>
+  /** Takes in an outcome; `lost`: another attempt of the call was answered first. */
+  readonly say: (outcome: Outcome.Outcome, end: boolean, lost?: boolean) => Effect.Effect<void>
 }
 
 /**
@@ -87,7 +90,8 @@ export const make = (
   record: PoolState.LeaseRecord,
   attempt: number,
   clock: Clock.Clock,
-  aborted = 0
+  aborted = 0,
+  hedge = false
 ): HeldLease => {
   const phase = MutableRef.make<Phase>({ said: "nothing", ended: false })
   const told = MutableRef.make<Told>(nothingTold)
@@ -97,7 +101,7 @@ export const make = (
       ? undefined
       : { lease: record, aborted, abortable: false, abort: nothingToAbort, overdue: false }
   /** Takes in what is said, if it still counts, and ends the lease if `end`. */
-  const say = (outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> =>
+  const say = (outcome: Outcome.Outcome, end: boolean, lost = false): Effect.Effect<void> =>
     Effect.suspend(() => {
       const { ended, said } = MutableRef.get(phase)
       const late = said === "success" && outcome._tag === "Fault"
@@ -106,7 +110,7 @@ export const make = (
       if (counted === undefined && !ends) return Effect.void
       if (running !== undefined) core.running.delete(record.id)
       const { announced, begun, usage } = MutableRef.getAndSet(told, begunOnly)
-      const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage }
+      const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage, lost: lost && begun }
       MutableRef.set(phase, {
         ended: ended || ends,
         said: counted === undefined ? said : counted._tag === "Success" ? "success" : "else"
@@ -130,6 +134,7 @@ export const make = (
     id: record.id,
     key: record.key,
     attempt,
+    hedge,
     call: record.call,
     model: record.model,
     announced: (announced) => {

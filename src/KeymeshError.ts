@@ -46,6 +46,8 @@ export interface TrailEntry {
   readonly code?: string | undefined
   /** Why other keys were not chosen: how many keys each gate held back when this one was picked. */
   readonly passedOver?: Readonly<Record<string, number>> | undefined
+  /** Interrupted because another attempt, which ran beside it, was answered first; see `hedge` in the settings. */
+  readonly lost?: boolean | undefined
 }
 
 /**

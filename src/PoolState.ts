@@ -15,6 +15,7 @@ import * as RedBlackTree from "effect/RedBlackTree"
 import * as Affinity from "./Affinity.js"
 import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
+import * as HedgeBudget from "./HedgeBudget.js"
 import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
 import * as Latency from "./Latency.js"
@@ -41,6 +42,10 @@ export interface Config extends KeyState.GateSettings {
   readonly floorMillis: number | undefined
   /** How long an attempt may take until its answer belongs to the caller; `undefined`: as long as it likes. */
   readonly attemptTimeout: "learned" | number | undefined
+  /** Whether it is to be learned how long attempts take. */
+  readonly times: boolean
+  /** What bounds the second attempts that calls may have beside their first. */
+  readonly hedging: HedgeBudget.Options
   /** Whether faults are compared across keys before one of them is blamed. */
   readonly corroborates: boolean
   readonly maxWaiters: number
@@ -116,6 +121,7 @@ export interface Rest {
   readonly tokens: RetryPolicy.Tokens
   /** Calls counted into `tokens` so far. */
   readonly tokenCalls: number
+  readonly hedging: HedgeBudget.HedgeBudget
   /** Who waits, by lane (model), in order of their turns. */
   readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<bigint, Waiter>>
   readonly waiting: number
@@ -436,6 +442,7 @@ export const empty = (config: Config, now: number): PoolState => ({
     turned: [],
     tokens: RetryPolicy.tokens(now, config.tokens),
     tokenCalls: 0,
+    hedging: HedgeBudget.initial,
     lanes: HashMap.empty(),
     waiting: 0,
     line: nobody,

@@ -11,6 +11,7 @@ import * as CooldownEvents from "./CooldownEvents.js"
 import * as Cooldowns from "./Cooldowns.js"
 import * as Corroboration from "./Corroboration.js"
 import * as Fault from "./Fault.js"
+import * as HedgeBudget from "./HedgeBudget.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Latency from "./Latency.js"
@@ -42,7 +43,7 @@ export const settle = (
   random: number,
   heard: Limits.Heard = nothingHeard
 ): PoolState.Changed => {
-  const counted = taken(config, before, lease, outcome, end, now)
+  const counted = taken(config, before, lease, outcome, end, now, heard.lost === true)
   const present = SlotMap.get(counted.slots, lease.slot)
   // Nothing of a lease outlives its key, whoever has the slot now.
   if (present === undefined || present.id !== lease.key.id) return { state: counted, events: PoolState.noEvents }
@@ -64,10 +65,11 @@ const taken = (
   { startedAt, timed }: PoolState.LeaseRecord,
   outcome: Outcome.Outcome | undefined,
   end: boolean,
-  now: number
+  now: number,
+  lost: boolean
 ): PoolState.PoolState => {
   const ended = end ? before.ended + 1 : before.ended
-  if (timed !== undefined && outcome?._tag === "Success" && config.attemptTimeout === "learned") {
+  if (timed !== undefined && config.times && (outcome?._tag === "Success" || (lost && outcome?._tag === "Ignored"))) {
     return { ...before, ended, latency: Latency.add(before.latency, timed, now - startedAt, now) }
   }
   return end ? { ...before, ended } : before
@@ -241,6 +243,10 @@ const faulted = (
   // The floor goes by what is known: a guess of this moment is not broken in the next.
   const opened = before.breaker._tag !== "Open" && after.breaker._tag === "Open"
   if (opened || imposed?.provenance === "guessed") next = { ...next, rest: { ...next.rest, floorAt: now } }
+  if (fault.kind !== "Rejected" && fault.kind !== "TooLarge") {
+    const hedging = HedgeBudget.faulted(next.rest.hedging, state.ended - 1, now)
+    next = { ...next, rest: { ...next.rest, hedging } }
+  }
   const events: Array<Telemetry.Unnumbered> = [
     ...CircuitEvents.between(config.pool, before, after, now),
     ...shared?.events ?? []

@@ -198,7 +198,8 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       const repeatable = !facts.creating || headers.has("idempotency-key")
       const call = Effect.flatMap(CallOptions, (given) =>
         pool.run((leased) => {
-          MutableRef.set(lease, leased)
+          // An attempt beside another one began later: a client that waits no longer waits for the first.
+          if (!leased.hedge) MutableRef.set(lease, leased)
           return Attempt.attempt(env, once, leased)
         }, {
           model: facts.model,
@@ -210,6 +211,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           operation: operationOf(shape, options.baseUrl()),
           replayable: request.reusable ? given.replayable ?? repeatable : "never",
           hold: (answer) => answer.holds,
+          discard: Attempt.discard,
           trail,
           classify: (exit) =>
             Exit.isSuccess(exit)
