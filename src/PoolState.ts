@@ -569,6 +569,23 @@ export const modelLimits = (
 }
 
 /**
+ * How much a key has left of its tightest limit for a model, as a share of it; 1 where none is known.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const headroom = (state: PoolState, slot: number, model: string | undefined, now: number): number => {
+  const key = SlotMap.get(state.slots, slot)
+  if (key === undefined) return 0
+  const party = partyLimits(state, key)
+  const own = modelLimits(state, key, model)
+  return Math.min(
+    party === undefined ? 1 : RateLimit.share(party, now),
+    own === undefined ? 1 : RateLimit.share(own, now)
+  )
+}
+
+/**
  * Whether between two states a key came or went, or a gate opened or closed; but for those that each call may open and
  * close (concurrency, the slow return).
  *

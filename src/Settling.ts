@@ -43,7 +43,8 @@ export const settle = (
   random: number,
   heard: Limits.Heard = nothingHeard
 ): PoolState.Changed => {
-  const counted = taken(config, before, lease, outcome, end, now, heard.lost === true)
+  const observed = config.strategy.wants === "latency" ? observe(before, lease, outcome, now) : before
+  const counted = taken(config, observed, lease, outcome, end, now, heard.lost === true)
   const present = SlotMap.get(counted.slots, lease.slot)
   // Nothing of a lease outlives its key, whoever has the slot now.
   if (present === undefined || present.id !== lease.key.id) return { state: counted, events: PoolState.noEvents }
@@ -56,6 +57,24 @@ export const settle = (
   const key = SlotMap.get(blamed.state.slots, lease.slot) ?? limited.key
   const settled = attributed(config, blamed.state, key, lease, outcome, end, blamed.blames, now, random)
   return blamed.events.length === 0 ? settled : { ...settled, events: [...blamed.events, ...settled.events] }
+}
+
+/** Tells the strategy how long an attempt took. */
+const observe = (
+  state: PoolState.PoolState,
+  { key, slot, startedAt, timed }: PoolState.LeaseRecord,
+  outcome: Outcome.Outcome | undefined,
+  now: number
+): PoolState.PoolState => {
+  const index = state.index.observe?.({
+    slot,
+    id: key.id,
+    millis: timed === undefined || outcome === undefined ? undefined : now - startedAt,
+    answered: outcome?._tag === "Success",
+    kind: timed === undefined ? "" : `${timed.streaming ? "stream" : "answer"} ${timed.model ?? ""}`,
+    now
+  })
+  return index === undefined ? state : { ...state, index }
 }
 
 /** What an attempt adds to the numbers of the pool. */
