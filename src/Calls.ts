@@ -23,12 +23,13 @@ import * as Acquisition from "./Acquisition.js"
 import * as ApiKey from "./ApiKey.js"
 import { CallOptions } from "./CallOptions.js"
 import * as Corroboration from "./Corroboration.js"
+import * as Explanation from "./Explanation.js"
 import * as Fault from "./Fault.js"
 import * as HedgedAttempt from "./HedgedAttempt.js"
 import * as Hedging from "./Hedging.js"
 import * as HeldLease from "./HeldLease.js"
 import * as Homes from "./Homes.js"
-import { appendTrail, BudgetExceeded, type PoolError, type Trail } from "./KeymeshError.js"
+import { appendTrail, BudgetExceeded, type PoolError, type Trail, type TrailEntry } from "./KeymeshError.js"
 import * as Latency from "./Latency.js"
 import * as Leasing from "./Leasing.js"
 import * as MonotonicTime from "./MonotonicTime.js"
@@ -119,7 +120,14 @@ export const run = <A, E, R>(
         })
     )
     const timed = OngoingCall.withDeadline(core, running, call, given)
-    return core.telemetry.listened() ? Effect.onExit(timed, (exit) => OngoingCall.ended(core, call, exit)) : timed
+    const told = core.telemetry.listened()
+      ? Effect.onExit(timed, (exit) => OngoingCall.ended(core, call, exit))
+      : timed
+    const { trails } = given
+    return trails === undefined ? told : Effect.ensuring(
+      told,
+      Effect.sync(() => MutableRef.update(trails, (ended) => [...ended, MutableRef.get(call.trail)]))
+    )
   })
 
 /**
@@ -200,7 +208,15 @@ const first = <A, E, R>(
 ): Effect.Effect<A, E | PoolError, R> => {
   const go = (record: PoolState.LeaseRecord, within?: PoolState.Among) =>
     Effect.flatMap(
-      work.hedge === undefined
+      call.trailed
+        ? Effect.flatMap(
+          passedOver(core, call, record, within?.only),
+          (passed) =>
+            work.hedge === undefined
+              ? attempt(core, call, work, record, 1, call.startedAt, 0, passed)
+              : hedged(core, call, work, work.hedge, record, passed)
+        )
+        : work.hedge === undefined
         ? attempt(core, call, work, record, 1, call.startedAt)
         : hedged(core, call, work, work.hedge, record),
       (result): Effect.Effect<A, E | PoolError, R> =>
@@ -275,12 +291,13 @@ const hedged = <A, E, R>(
   call: OngoingCall.OngoingCall,
   work: Work<A, E, R>,
   { delayMillis }: PoolSettings.Hedge,
-  record: PoolState.LeaseRecord
+  record: PoolState.LeaseRecord,
+  passed?: Pick<TrailEntry, "passedOver" | "others">
 ): Effect.Effect<A | Again<A, E>, E, R> =>
   Effect.flatMap(Ref.get(core.state), ({ latency, rest }) => {
     const usual = delayMillis ??
       (record.timed === undefined ? undefined : Latency.quantile(latency, record.timed, hedgedFrom))
-    const alone = attempt(core, call, work, record, 1, call.startedAt)
+    const alone = attempt(core, call, work, record, 1, call.startedAt, 0, passed)
     if (usual === undefined || HashMap.size(rest.ids) < 2) return alone
     const at = record.startedAt + usual
     // Past the budget no attempt begins.
@@ -298,7 +315,12 @@ const hedged = <A, E, R>(
         (leased): Effect.Effect<A | Again<A, E> | typeof HedgedAttempt.none, E, R> => {
           if (leased?.lease === undefined) return Effect.succeed(HedgedAttempt.none)
           const { events, lease, reopened, state } = leased
-          const own = attempt(core, call, work, lease, 2, lease.startedAt, 0, undefined, side)
+          const own = call.trailed
+            ? Effect.flatMap(
+              passedOver(core, call, lease, Hedging.others(state, record)),
+              (passed) => attempt(core, call, work, lease, 2, lease.startedAt, 0, passed, side)
+            )
+            : attempt(core, call, work, lease, 2, lease.startedAt, 0, undefined, side)
           return events.length === 0 && reopened !== true
             ? own
             : Effect.zipRight(PoolCore.announce(core, undefined, { events, state, answers: noAnswers }), own)
@@ -309,7 +331,7 @@ const hedged = <A, E, R>(
     )
     return Effect.map(
       HedgedAttempt.race<A | Again<A, E>, E, R>(work.restore, {
-        first: (side) => attempt(core, call, work, record, 1, call.startedAt, 0, undefined, side),
+        first: (side) => attempt(core, call, work, record, 1, call.startedAt, 0, passed, side),
         second: (side, begins) =>
           Effect.zipRight(
             sleep,
@@ -345,10 +367,10 @@ const attempt = <A, E, R>(
   number: number,
   waitingSince: number,
   aborted = 0,
-  passedOver?: Readonly<Record<string, number>>,
+  passed?: Pick<TrailEntry, "passedOver" | "others">,
   side?: HedgedAttempt.Side
 ): Effect.Effect<A | Again<A, E>, E, R> => {
-  const lease = HeldLease.make(core, record, number, call.clock, aborted, side !== undefined && number > 1)
+  const lease = HeldLease.make(core, record, number, call.clock, aborted, side)
   MutableRef.set(call.number, record.call)
   let noted = false
   const note = (outcome: Outcome.Outcome): void => {
@@ -367,7 +389,7 @@ const attempt = <A, E, R>(
         outcome: fault === undefined ? outcome._tag === "Success" ? "success" : "ignored" : fault.kind,
         ...(fault?.status === undefined ? {} : { status: fault.status }),
         ...(fault?.code === undefined ? {} : { code: fault.code }),
-        ...(passedOver === undefined ? {} : { passedOver }),
+        ...passed,
         ...(side?.isLost() === true ? { lost: true } : {})
       }))
   }
@@ -399,8 +421,7 @@ const attempt = <A, E, R>(
   const running = Effect.matchCauseEffect(
     restore(Effect.suspend(() => {
       lease.begin()
-      const own = side === undefined ? lease : claiming(lease, side)
-      return abortable ? untilAborted(lease, use(own)) : use(own)
+      return abortable ? untilAborted(lease, use(lease)) : use(lease)
     })),
     {
       onSuccess: (a): Effect.Effect<A | Again<A, E>, E> => {
@@ -413,7 +434,7 @@ const attempt = <A, E, R>(
         }
         const holds = typeof options.hold === "function" ? options.hold(a) : options.hold === true
         const settled = lease.say(outcome, !holds)
-        if (!core.telemetry.listened() && options.trail === undefined) return Effect.as(settled, a)
+        if (!core.telemetry.listened() && !call.trailed) return Effect.as(settled, a)
         note(outcome)
         return Effect.as(settled, a)
       },
@@ -428,12 +449,20 @@ const attempt = <A, E, R>(
   return starts.length === 0 ? running : Effect.zipRight(core.telemetry.publish(starts), running)
 }
 
-/** A lease that takes the call with the first success that is said of it. */
-const claiming = (lease: HeldLease.HeldLease, side: HedgedAttempt.Side): HeldLease.HeldLease => ({
-  ...lease,
-  commit: (outcome) =>
-    Effect.suspend(() => outcome._tag !== "Success" || side.claim() ? lease.commit(outcome) : Effect.void)
-})
+/** Why an attempt does not use the other keys: how many of them each reason holds back, and on request each by itself. */
+const passedOver = (
+  { config, state }: PoolCore.PoolCore,
+  call: OngoingCall.OngoingCall,
+  { slot, startedAt }: PoolState.LeaseRecord,
+  only: PoolState.Among["only"]
+): Effect.Effect<Pick<TrailEntry, "passedOver" | "others">> =>
+  Effect.map(Ref.get(state), (current) => {
+    const request = { model: call.model, only, tokens: call.tokens }
+    const { counts } = PoolState.explain(config, current, request, startedAt, slot)
+    return call.trailed
+      ? { passedOver: counts, others: Explanation.others(config, current, request, slot, startedAt) }
+      : { passedOver: counts }
+  })
 
 const tooLong = Fault.make("Timeout", { code: RetryDecision.attemptTimeout })
 
@@ -657,13 +686,6 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
         reason: tried.fault.kind
       }])
     }
-    const passedOver = PoolState.explain(
-      config,
-      yield* Ref.get(state),
-      { model: call.model, only, tokens: call.tokens },
-      acquired.startedAt,
-      acquired.slot
-    ).counts
     const result = yield* attempt(
       core,
       call,
@@ -672,7 +694,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       tried.attempt + 1,
       waitingSince,
       progress.aborted,
-      passedOver
+      yield* passedOver(core, call, acquired, only)
     )
     if (!(result instanceof Again)) return result
     tried = result

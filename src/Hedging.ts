@@ -30,16 +30,31 @@ export const lease = (
   if (rest.closed || rest.waiting > 0 || ProviderHealth.isGating(rest.health)) return undefined
   const hedging = HedgeBudget.spend(rest.hedging, config.hedging, { calls, ended }, now)
   if (hedging === undefined) return undefined
-  const group = ApiKey.groupOf(PoolState.find(state, first.key.id)?.key ?? first.key)
+  const isOther = others(state, first)
   const leased = Leasing.lease(config, { ...state, rest: { ...rest, hedging } }, {
     ...request,
     call: first.call,
     avoid: [],
-    only: (key) => key.id !== first.key.id && ApiKey.groupOf(key) !== group && isWell(state, key, request.model, now),
+    only: (key) => isOther(key) && isWell(state, key, request.model, now),
     floor: false,
     rotation: true
   }, now)
   return leased.lease === undefined ? undefined : leased
+}
+
+/**
+ * Which keys are of another group than the one that an attempt uses.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const others = (
+  state: PoolState.PoolState,
+  { key }: PoolState.LeaseRecord
+): (other: ApiKey.ApiKey) => boolean => {
+  // It may have been given a group meanwhile.
+  const group = ApiKey.groupOf(PoolState.find(state, key.id)?.key ?? key)
+  return (other) => other.id !== key.id && ApiKey.groupOf(other) !== group
 }
 
 /** Whether a key is as good as any: a trial is not for a call that is in a hurry. */

@@ -46,6 +46,8 @@ export interface OngoingCall {
   /** Where it would rather be; absent: anywhere. */
   readonly affinity: Affinity.Wish | undefined
   readonly trail: MutableRef.MutableRef<Trail>
+  /** Whether somebody has asked for the trail, whatever becomes of the call. */
+  readonly trailed: boolean
 }
 
 /**
@@ -55,7 +57,7 @@ export interface OngoingCall {
  * @category constructors
  */
 export const make = (
-  { settings }: PoolCore.PoolCore,
+  { settings }: Pick<PoolCore.PoolCore, "settings">,
   given: CallOptions.Settings,
   own: {
     readonly model?: string | undefined
@@ -95,7 +97,8 @@ export const make = (
       : { model, streaming: own.streaming === true },
     hedge: replayable === true && (own.resources ?? noResources).length === 0 ? hedgeOf(settings, given) : undefined,
     affinity: wishOf(own.affinity ?? given.affinity, own.resources ?? noResources),
-    trail: own.trail ?? MutableRef.make(emptyTrail)
+    trail: own.trail ?? MutableRef.make(emptyTrail),
+    trailed: own.trail !== undefined || given.trails !== undefined
   }
 }
 
