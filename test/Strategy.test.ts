@@ -777,7 +777,7 @@ describe("headroom", () => {
   it.prop(
     "A5: of more keys too, while nothing comes back",
     [looks, lefts],
-    ([looks, lefts]) => follow(looks, 6, (now, slot) => Math.max(0, 1 - now * (lefts[slot] ?? 0) / 40))
+    ([looks, lefts]) => follow(looks, 12, (now, slot) => Math.max(0, 1 - now * (lefts[slot % 6] ?? 0) / 40))
   )
 
   it("A5: what comes back is seen after a quarter as many picks as there are keys", () => {
@@ -976,6 +976,18 @@ describe("leastLatency", () => {
     }
     // Ten times as slow: some 3 half-lives.
     assert.isTrue(tried > 33_000 && tried < 42_000, String(tried))
+  })
+
+  it("A5: one slow answer counts in full: the quick key gets ten times as many at once", () => {
+    let index = indexOf(Strategy.leastLatency, [key(0), key(1)])
+    for (let now = 1_000; now < 3_000; now += 100) index = answering(answering(index, 0, 100, now), 1, 100, now)
+    index = answering(index, 0, 1_000, 3_000)
+    const inFlight = [0, 0]
+    for (let slot = 1; slot === 1; slot = pickFrom(index, given({ now: 3_000 })).slot) {
+      inFlight[slot] = (inFlight[slot] ?? 0) + 1
+      index = index.update(key(slot, { inFlight: inFlight[slot] ?? 0, lastUsed: 3_000 }))
+    }
+    assert.isTrue((inFlight[1] ?? 0) >= 9 && (inFlight[1] ?? 0) <= 11, String(inFlight))
   })
 
   it("A5: attempts in flight count, so that a key that is twice as quick gets twice as many", () => {

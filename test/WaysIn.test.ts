@@ -283,7 +283,7 @@ for (const way of waysIn) {
                 cooldowns: { jitter: 0 },
                 attemptTimeout: trouble.attemptTimeout,
                 hedge: trouble.hedge === undefined ? false : { delay: trouble.hedge, share: 1 },
-                ...(trouble.asked(way) === "a" ? once : { retryTokens: false })
+                ...(trouble.asked(way) === "a" || trouble.timeout !== undefined ? once : { retryTokens: false })
               },
               ...(trouble.timeout === undefined ? {} : { timeout: trouble.timeout })
             }),
