@@ -227,6 +227,24 @@ export const gate = (self: LearnedLimit, now: number): Full | undefined => {
   return window.since === self.end ? undefined : slowly(window.leased, window.accepted, window.since, now)
 }
 
+/**
+ * How much is left of what fits at once, as a share of it: of a window, or of how far requests may come ahead of the
+ * pace. 1 while nothing was measured.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const share = (self: LearnedLimit, now: number): number => {
+  if (isForgotten(self, now)) return 1
+  if (now < self.end) return 0
+  const { measured } = self
+  if (measured === undefined) return 1
+  const left = measured.shape === "window"
+    ? 1 - windowAt(self, now).leased / measured.count
+    : 1 - (self.due - now) / slackOf(measured)
+  return Math.max(0, Math.min(1, left))
+}
+
 /** Two, and as many again as were accepted, or as seconds pass: nothing is known, or not for certain. */
 const slowly = (leased: number, accepted: number, since: number, now: number): Full | undefined => {
   const steps = Math.floor((now - since) / stepMillis)

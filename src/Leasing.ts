@@ -96,8 +96,11 @@ const pick = (
 ): Strategy.Picked | undefined => {
   const { avoid, only, random, rotation } = request
   if (state.index.size === 0) return undefined
+  const left = config.strategy.wants === "headroom"
+    ? (slot: number) => PoolState.headroom(state, slot, request.model, now)
+    : undefined
   if (barred === undefined && only === undefined && avoid.length === 0) {
-    return state.index.pick({ excluded: none, rotation, random, now })
+    return state.index.pick({ excluded: none, rotation, random, now, left })
   }
   const unsuited = (slot: number): boolean => {
     if (barred?.(slot) === true) return true
@@ -107,8 +110,8 @@ const pick = (
   }
   const other = avoid.length === 0
     ? undefined
-    : state.index.pick({ excluded: (slot) => avoid.includes(slot) || unsuited(slot), rotation, random, now })
-  return other ?? state.index.pick({ excluded: unsuited, rotation, random, now })
+    : state.index.pick({ excluded: (slot) => avoid.includes(slot) || unsuited(slot), rotation, random, now, left })
+  return other ?? state.index.pick({ excluded: unsuited, rotation, random, now, left })
 }
 
 const none = () => false

@@ -507,6 +507,23 @@ export const left = (self: RateLimit, now: number): ReadonlyArray<Left> => [
 ]
 
 /**
+ * How much is left of the tightest limit, as a share of it, from 0 to 1.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const share = (self: RateLimit, now: number): number => {
+  let least = 1
+  for (const limit of self.declared) {
+    if (limit.limit > 0) least = Math.min(least, DeclaredLimit.remaining(limit, now) / limit.limit)
+  }
+  for (const limit of self.announced) {
+    least = Math.min(least, AnnouncedLimit.share(limit, total(limit.unit, self.leased), now))
+  }
+  return self.learned === undefined ? least : Math.min(least, LearnedLimit.share(self.learned, now))
+}
+
+/**
  * The limits without what was announced or learned: what is used of those that are declared is used.
  *
  * @since 0.1.0
