@@ -227,6 +227,28 @@ export const gate = (self: LearnedLimit, now: number): Full | undefined => {
   return window.since === self.end ? undefined : slowly(window.leased, window.accepted, window.since, now)
 }
 
+/**
+ * When some of what is left now will be lost if nobody uses it: at the end of the window, or when so much as may come
+ * ahead of the pace has gathered. `Infinity` where nobody knows.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const lostAt = (self: LearnedLimit, now: number): number => {
+  const { measured } = self
+  if (measured === undefined || isForgotten(self, now)) return Infinity
+  return measured.shape === "bucket" ? self.due : windowAt(self, now).since + measured.millis
+}
+
+/**
+ * How many requests per millisecond get through; `Infinity` where nobody knows.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const pace = ({ measured }: LearnedLimit): number =>
+  measured === undefined ? Infinity : measured.count / measured.millis
+
 /** Two, and as many again as were accepted, or as seconds pass: nothing is known, or not for certain. */
 const slowly = (leased: number, accepted: number, since: number, now: number): Full | undefined => {
   const steps = Math.floor((now - since) / stepMillis)

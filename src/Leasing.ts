@@ -7,6 +7,7 @@ import type * as Affinity from "./Affinity.js"
 import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
+import * as Expiring from "./Expiring.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Limits from "./Limits.js"
@@ -78,7 +79,10 @@ export const lease = (
         : undefined
       // The probe of an outage goes where its turn is: that moves no conversation.
       const bond = probed === undefined ? seat?.bond : undefined
-      const granted = grant(config, { ...state, index }, probed ?? first, request, now, bond)
+      const instead = probed === undefined && seat === undefined && state.rest.limits.dated && config.strategy.impartial
+        ? Expiring.instead(state, request, barred, first, now)
+        : undefined
+      const granted = grant(config, { ...state, index }, probed ?? instead ?? first, request, now, bond)
       return state !== before && PoolState.hasMoved(before, state) ? { ...granted, reopened: true } : granted
     }
   }

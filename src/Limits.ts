@@ -243,7 +243,8 @@ const withGroup = (state: PoolState.PoolState, group: string, limits: RateLimit.
   withLimits(state, {
     ...state.rest.limits,
     groups: HashMap.set(state.rest.limits.groups, group, limits),
-    metered: state.rest.limits.metered || RateLimit.countsTokens(limits)
+    metered: state.rest.limits.metered || RateLimit.countsTokens(limits),
+    dated: state.rest.limits.dated || RateLimit.isDated(limits)
   })
 
 const withParty = (
@@ -255,9 +256,16 @@ const withParty = (
 ): Changed => {
   const group = key.key.quotaGroup
   if (group === undefined) {
-    const metered = !state.rest.limits.metered && RateLimit.countsTokens(limits)
+    const { dated, metered } = state.rest.limits
+    const noted = (metered || !RateLimit.countsTokens(limits)) && (dated || !RateLimit.isDated(limits)) ?
+      state :
+      withLimits(state, {
+        ...state.rest.limits,
+        metered: metered || RateLimit.countsTokens(limits),
+        dated: dated || RateLimit.isDated(limits)
+      })
     return {
-      state: metered ? withLimits(state, { ...state.rest.limits, metered }) : state,
+      state: noted,
       key: { ...key, limits }
     }
   }
@@ -287,6 +295,7 @@ const withModel = (
   return withLimits(state, {
     ...pruned,
     kinds: known._tag === "Some" ? pruned.kinds : pruned.kinds + 1,
+    dated: pruned.dated || RateLimit.isDated(limits),
     models: HashMap.set(pruned.models, model, {
       keys: group === undefined ? HashMap.set(ofModel.keys, key.slot, limits) : ofModel.keys,
       groups: group === undefined ? ofModel.groups : HashMap.set(ofModel.groups, group, limits),

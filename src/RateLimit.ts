@@ -223,6 +223,48 @@ export const openings = (
   return times
 }
 
+/**
+ * Whether it is known when what is left will be lost.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const isDated = (self: RateLimit): boolean => self.announced.length > 0 || self.learned?.measured !== undefined
+
+/**
+ * When some of what is left now will be lost if nobody uses it: a window ends, or a bucket is full. `Infinity` where nobody
+ * knows.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const lostAt = (self: RateLimit, now: number): number => {
+  let at = self.learned === undefined ? Infinity : LearnedLimit.lostAt(self.learned, now)
+  for (const limit of self.announced) {
+    at = Math.min(at, AnnouncedLimit.lostAt(limit, total(limit.unit, self.leased), now))
+  }
+  return at
+}
+
+/**
+ * How many requests per millisecond get through for good, as they are usually; `Infinity` where nobody knows.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const pace = (self: RateLimit): number => {
+  let most = self.learned === undefined ? Infinity : LearnedLimit.pace(self.learned)
+  for (const { limit, unit, windowMillis } of self.declared) {
+    most = Math.min(most, limit / windowMillis / usual(unit, self.leased))
+  }
+  for (const limit of self.announced) most = Math.min(most, AnnouncedLimit.pace(limit) / usual(limit.unit, self.leased))
+  return most
+}
+
+/** What a request took on average. */
+const usual = (unit: DeclaredLimit.Unit, totals: Totals): number =>
+  totals.requests === 0 ? 1 : Math.max(1, total(unit, totals) / totals.requests)
+
 const later = (
   closed: Closed | undefined,
   full: DeclaredLimit.Full | undefined,

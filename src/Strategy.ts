@@ -99,6 +99,11 @@ export interface Strategy {
   readonly name: string
   /** Whether `pick` reads `random`. */
   readonly randomised: boolean
+  /**
+   * Whether any key is as good as another to it, so that the pool may use one whose capacity would be lost before the one
+   * that is picked; absent: not.
+   */
+  readonly impartial?: boolean
   /** An index with no keys. */
   readonly empty: Index
 }
@@ -243,6 +248,7 @@ class RoundRobin implements Index {
 export const roundRobin: Strategy = {
   name: "round-robin",
   randomised: false,
+  impartial: true,
   empty: new RoundRobin(SlotMap.empty(), 0, 0)
 }
 
@@ -454,6 +460,7 @@ class LeastUsed implements Index {
 export const leastUsed: Strategy = {
   name: "least-used",
   randomised: false,
+  impartial: true,
   empty: new LeastUsed(
     Tournament.empty((a, b) => {
       const order = compareUse(a, b)
@@ -640,6 +647,7 @@ class PowerOfTwoChoices implements Index {
 export const powerOfTwoChoices: Strategy = {
   name: "power-of-two-choices",
   randomised: true,
+  impartial: true,
   empty: new PowerOfTwoChoices(SlotMap.empty())
 }
 
