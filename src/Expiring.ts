@@ -44,6 +44,8 @@ export const instead = (
       pace += most / membersOf(state, key)
     }
     const at = Math.min(lostAt(party, now), lostAt(ofModel, now))
+    // A key of which nothing is known has its turn: it may tell.
+    if (key === picked && at === Infinity) return undefined
     if (at >= lost || key.gatedUntil !== undefined || avoid.includes(key.slot)) continue
     if (key !== picked && (only?.(key.key) === false || barred?.(key.slot) === true)) continue
     best = key
