@@ -98,6 +98,10 @@ const pick = (
 ): Strategy.Picked | undefined => {
   const { avoid, only, random, rotation } = request
   if (state.index.size === 0) return undefined
+  if (!state.rest.health.idle && ProviderHealth.isLimiting(state.rest.health, now)) {
+    const idle = pickIdle(state, request, barred, now)
+    if (idle !== undefined) return idle
+  }
   if (barred === undefined && only === undefined && avoid.length === 0) {
     return state.index.pick({ excluded: none, rotation, random, now })
   }
@@ -112,6 +116,29 @@ const pick = (
     : state.index.pick({ excluded: (slot) => avoid.includes(slot) || unsuited(slot), rotation, random, now })
   return other ?? state.index.pick({ excluded: unsuited, rotation, random, now })
 }
+
+/**
+ * After a rate limit, and before a success, the limit may be that of many keys: what one attempt finds out about a key is
+ * not tried by two. So a key is preferred that nobody is trying; it is not looked for among too many.
+ */
+const pickIdle = (
+  state: PoolState.PoolState,
+  { avoid, only, random, rotation }: PoolState.Request,
+  barred: ((slot: number) => boolean) | undefined,
+  now: number
+): Strategy.Picked | undefined => {
+  let looked = 0
+  const unsuited = (slot: number): boolean => {
+    if (looked++ >= mostBusy) return false
+    const key = SlotMap.get(state.slots, slot)
+    return key === undefined || key.inFlight > 0 || avoid.includes(slot) || barred?.(slot) === true ||
+      only?.(key.key) === false
+  }
+  const picked = state.index.pick({ excluded: unsuited, rotation, random, now })
+  return looked > mostBusy ? undefined : picked
+}
+
+const mostBusy = 32
 
 const none = () => false
 
