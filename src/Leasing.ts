@@ -74,7 +74,9 @@ export const lease = (
         ? longestUnused(
           state,
           request,
-          (key) => PoolState.fullGate(config, state, key, model, now, tokens) === undefined
+          (key) =>
+            !request.avoid.includes(key.slot) &&
+            PoolState.fullGate(config, state, key, model, now, tokens) === undefined
         )
         : undefined
       // The probe of an outage goes where its turn is: that moves no conversation.
