@@ -9,7 +9,7 @@ import * as Option from "effect/Option"
 import type * as AnnouncedLimit from "./AnnouncedLimit.js"
 import * as Cooldowns from "./Cooldowns.js"
 import type * as Fault from "./Fault.js"
-import type * as KeyState from "./KeyState.js"
+import * as KeyState from "./KeyState.js"
 import type * as Outcome from "./Outcome.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
@@ -108,7 +108,9 @@ export const settle = (
     if (reservation !== undefined && !heard.sent && end) return RateLimit.returned(limits, reservation)
     if (heard.answered && reservation !== undefined) limits = RateLimit.answered(limits, now)
     if (announced) limits = RateLimit.announced(limits, leased, heard.announced, now)
-    if (refused) limits = RateLimit.refused(limits, leased, refusal?.fault.waitMillis, now)
+    if (refused) {
+      limits = RateLimit.refused(limits, leased, refusal?.fault.waitMillis, now, KeyState.usualMillis(key, now))
+    }
     if (accepts) limits = RateLimit.accepted(limits, leased, now)
     if (end && reservation !== undefined) limits = RateLimit.spent(limits, reservation, heard.usage, now)
     return limits

@@ -410,7 +410,8 @@ export const announced = (
 const mostAnnounced = 8
 
 /**
- * An attempt was refused for too many requests, and told to wait, or not.
+ * An attempt was refused for too many requests, and told to wait, or not. `usual` is about how long it took from one
+ * accepted request to the next, if there were many; 0 if not.
  *
  * @since 0.1.0
  * @category steps
@@ -419,11 +420,12 @@ export const refused = (
   self: RateLimit,
   leased: Totals,
   waitMillis: number | undefined,
-  now: number
+  now: number,
+  usual = 0
 ): RateLimit => {
   const known = self.announced.some(({ unit }) => unit === "requests")
   if (!known) {
-    const learned = LearnedLimit.refused(self.learned, leased.requests, self.leased.requests, waitMillis, now)
+    const learned = LearnedLimit.refused(self.learned, leased.requests, self.leased.requests, waitMillis, usual, now)
     return { ...self, learned, at: now }
   }
   return waitMillis === undefined ? self : {
