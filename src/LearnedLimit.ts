@@ -171,6 +171,9 @@ const measure = (
   const rounding = waitMillis !== undefined && waitMillis % 1000 === 0 ? 1000 : 0
   const agrees = Math.abs(count / millis * (last.millis / last.count) - 1) <= agreement + 1 / count + rounding / millis
   if (!agrees) return fresh
+  // Several windows may have passed without a refusal.
+  const windows = shape === "window" ? Math.max(1, Math.round(millis / last.millis)) : 1
+  if (windows > 1) return { ...fresh, count: Math.ceil(count / windows), millis: millis / windows }
   // Of a bucket, a longer time tells the rate more exactly; windows begin anew.
   return shape === "window" || last.since + last.millis !== self.end || last.count > longMeasure
     ? fresh
