@@ -68,12 +68,12 @@ export interface Lease {
  */
 export interface HeldLease extends Lease {
   /** Whether its answer belongs to the caller already. */
-  readonly isCommitted: () => boolean
+  isCommitted(): boolean
   /** Says that the attempt begins: one that was never sent gives back what it took of limits. */
-  readonly begin: () => void
+  begin(): void
   /** Whether the attempt took too long and was aborted. */
-  readonly isOverdue: () => boolean
-  readonly say: (outcome: Outcome.Outcome, end: boolean) => Effect.Effect<void>
+  isOverdue(): boolean
+  say(outcome: Outcome.Outcome, end: boolean): Effect.Effect<void>
 }
 
 /**
@@ -89,89 +89,167 @@ export const make = (
   clock: Clock.Clock,
   aborted = 0
 ): HeldLease => {
-  const phase = MutableRef.make<Phase>({ said: "nothing", ended: false })
-  const told = MutableRef.make<Told>(nothingTold)
   const limit = core.config.attemptTimeout
-  const running: PoolCore.RunningAttempt | undefined =
-    limit === undefined || (limit === "learned" && record.timed === undefined)
+  return new Held({
+    core,
+    record,
+    attempt,
+    clock,
+    phase: MutableRef.make(begun),
+    told: MutableRef.make(nothingTold),
+    running: limit === undefined || (limit === "learned" && record.timed === undefined)
       ? undefined
       : { lease: record, aborted, abortable: false, abort: nothingToAbort, overdue: false }
-  /** Takes in what is said, if it still counts, and ends the lease if `end`. */
-  const say = (outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> =>
-    Effect.suspend(() => {
-      const { ended, said } = MutableRef.get(phase)
-      const late = said === "success" && outcome._tag === "Fault"
-      const counted = late || (said === "nothing" && !ended) ? outcome : undefined
-      const ends = end && !ended
-      if (counted === undefined && !ends) return Effect.void
-      if (running !== undefined) core.running.delete(record.id)
-      const { announced, begun, usage } = MutableRef.getAndSet(told, begunOnly)
-      const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage }
-      MutableRef.set(phase, {
-        ended: ended || ends,
-        said: counted === undefined ? said : counted._tag === "Success" ? "success" : "else"
-      })
-      const taken = (random: number) =>
-        PoolCore.settle(
-          core,
-          record,
-          clock,
-          counted,
-          ends,
-          random,
-          (now) =>
-            counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now),
-          heard
-        )
-      return counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
-    })
-  const end = Effect.uninterruptible(say(Outcome.ignored, true))
-  return {
-    id: record.id,
-    key: record.key,
-    attempt,
-    call: record.call,
-    model: record.model,
-    announced: (announced) => {
+  })
+}
+
+/** What there is of a lease. */
+interface Parts {
+  readonly core: PoolCore.PoolCore
+  readonly record: PoolState.LeaseRecord
+  readonly attempt: number
+  readonly clock: Clock.Clock
+  readonly phase: MutableRef.MutableRef<Phase>
+  readonly told: MutableRef.MutableRef<Told>
+  readonly running: PoolCore.RunningAttempt | undefined
+}
+
+/**
+ * A lease as an object of few fields: one is made for each attempt, and most of what it can do is not asked of it. So its
+ * functions are made when they are asked for; they need no `this`. Its parts are private, so that nothing prints them.
+ */
+class Held implements HeldLease {
+  readonly id: number
+  readonly key: ApiKey.ApiKey
+  readonly attempt: number
+  readonly call: number
+  readonly model: string | undefined
+  readonly #parts: Parts
+
+  constructor(parts: Parts) {
+    const { attempt, record } = parts
+    this.id = record.id
+    this.key = record.key
+    this.attempt = attempt
+    this.call = record.call
+    this.model = record.model
+    this.#parts = parts
+  }
+
+  get announced() {
+    const { told } = this.#parts
+    return (announced: ReadonlyArray<AnnouncedLimit.Said>): void => {
       MutableRef.update(told, (before) => ({ ...before, announced }))
-    },
-    used: (usage) => {
+    }
+  }
+
+  get used() {
+    const { told } = this.#parts
+    return (usage: RateLimit.Usage): void => {
       MutableRef.update(told, (before) => ({ ...before, usage }))
-    },
-    begin: () => {
-      MutableRef.set(told, begunOnly)
-      if (running === undefined) return
-      core.running.set(record.id, running)
-      if (!MutableRef.get(core.unwatched)) return
-      MutableRef.set(core.unwatched, false)
-      core.begun.unsafeOffer(undefined)
-    },
-    isOverdue: () => running?.overdue === true,
-    abortWith: (abort) => {
+    }
+  }
+
+  get abortWith() {
+    const { running } = this.#parts
+    return (abort: () => void): void => {
       if (running === undefined) return
       running.abort = abort
       running.abortable = true
-    },
-    remember: (resources) =>
-      resources.length === 0 ? Effect.void : Effect.asVoid(
-        PoolCore.step(core, (state, now) => ({
-          state: Homes.learn(
-            state,
-            resources.map(Affinity.nameOf),
-            // The key may have been given a group meanwhile.
-            ApiKey.groupOf(PoolState.find(state, record.key.id)?.key ?? record.key),
-            now
-          ),
-          events: PoolState.noEvents
-        }))
-      ),
-    commit: (outcome) => Effect.uninterruptible(say(outcome, false)),
-    end,
-    isCommitted: () => MutableRef.get(phase).said === "success" && !MutableRef.get(phase).ended,
-    endWhenIdle: (idleSince) => endWhenIdle(end, idleSince, core.settings.streamIdleMillis),
-    say
+    }
+  }
+
+  get remember() {
+    const parts = this.#parts
+    return (resources: ReadonlyArray<string>): Effect.Effect<void> => remember(parts, resources)
+  }
+
+  get commit() {
+    const parts = this.#parts
+    return (outcome: Outcome.Outcome): Effect.Effect<void> => Effect.uninterruptible(say(parts, outcome, false))
+  }
+
+  get end(): Effect.Effect<void> {
+    return Effect.uninterruptible(say(this.#parts, Outcome.ignored, true))
+  }
+
+  get endWhenIdle() {
+    const { end } = this
+    const { settings } = this.#parts.core
+    return (idleSince: () => number | undefined): Effect.Effect<void> =>
+      endWhenIdle(end, idleSince, settings.streamIdleMillis)
+  }
+
+  isCommitted(): boolean {
+    const { ended, said } = MutableRef.get(this.#parts.phase)
+    return said === "success" && !ended
+  }
+
+  isOverdue(): boolean {
+    return this.#parts.running?.overdue === true
+  }
+
+  begin(): void {
+    const { core, record, running, told } = this.#parts
+    MutableRef.set(told, begunOnly)
+    if (running === undefined) return
+    core.running.set(record.id, running)
+    if (!MutableRef.get(core.unwatched)) return
+    MutableRef.set(core.unwatched, false)
+    core.begun.unsafeOffer(undefined)
+  }
+
+  say(outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> {
+    return say(this.#parts, outcome, end)
   }
 }
+
+/** Takes in what is said, if it still counts, and ends the lease if `end`. */
+const say = (
+  { attempt, clock, core, phase, record, running, told }: Parts,
+  outcome: Outcome.Outcome,
+  end: boolean
+): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const { ended, said } = MutableRef.get(phase)
+    const late = said === "success" && outcome._tag === "Fault"
+    const counted = late || (said === "nothing" && !ended) ? outcome : undefined
+    const ends = end && !ended
+    if (counted === undefined && !ends) return Effect.void
+    if (running !== undefined) core.running.delete(record.id)
+    const { announced, begun, usage } = MutableRef.getAndSet(told, begunOnly)
+    const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage }
+    MutableRef.set(phase, {
+      ended: ended || ends,
+      said: counted === undefined ? said : counted._tag === "Success" ? "success" : "else"
+    })
+    const taken = (random: number) =>
+      PoolCore.settle(
+        core,
+        record,
+        clock,
+        counted,
+        ends,
+        random,
+        (now) => counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now),
+        heard
+      )
+    return counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
+  })
+
+const remember = ({ core, record }: Parts, resources: ReadonlyArray<string>): Effect.Effect<void> =>
+  resources.length === 0 ? Effect.void : Effect.asVoid(
+    PoolCore.step(core, (state, now) => ({
+      state: Homes.learn(
+        state,
+        resources.map(Affinity.nameOf),
+        // The key may have been given a group meanwhile.
+        ApiKey.groupOf(PoolState.find(state, record.key.id)?.key ?? record.key),
+        now
+      ),
+      events: PoolState.noEvents
+    }))
+  )
 
 const nothingToAbort = () => {}
 
@@ -189,6 +267,8 @@ interface Phase {
   readonly said: "nothing" | "success" | "else"
   readonly ended: boolean
 }
+
+const begun: Phase = { said: "nothing", ended: false }
 
 /** Ends a lease once nobody has read for `idleMillis`. */
 const endWhenIdle = Effect.fnUntraced(function*(

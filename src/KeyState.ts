@@ -78,6 +78,54 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
 })
 
 /**
+ * A key with other numbers, and the same in all else: each attempt makes two of these, and written out they cost a third
+ * of a spread.
+ *
+ * @since 0.1.0
+ * @category transitions
+ */
+export const numbered = (
+  key: KeyState,
+  inFlight: number,
+  total: number,
+  recent: number,
+  lastUsed: number,
+  successes: number,
+  answeredAt: number,
+  answeredFrom: number,
+  quietSince: number,
+  breaker: CircuitBreaker.State,
+  limits: RateLimit.RateLimit | undefined
+): KeyState => ({
+  slot: key.slot,
+  id: key.id,
+  label: key.label,
+  weight: key.weight,
+  order: key.order,
+  inFlight,
+  total,
+  recent,
+  lastUsed,
+  key: key.key,
+  enabled: key.enabled,
+  retiring: key.retiring,
+  successes,
+  faults: key.faults,
+  ignored: key.ignored,
+  answeredAt,
+  answeredFrom,
+  breaker,
+  bench: key.bench,
+  ramp: key.ramp,
+  quietSince,
+  stall: key.stall,
+  limits,
+  gatedUntil: key.gatedUntil,
+  gatedEarliest: key.gatedEarliest,
+  gatedBy: key.gatedBy
+})
+
+/**
  * The recent use of a key, see `Strategy.Candidate`, after one more attempt.
  *
  * @since 0.1.0
@@ -279,9 +327,27 @@ export const gate = (settings: GateSettings, key: KeyState, now: number): Closed
  * @category gates
  */
 export const isPlain = (key: KeyState): boolean =>
+  isWell(key) && key.key.limits.concurrency === undefined && key.limits === undefined
+
+/**
+ * Whether nothing at all is remembered against the key, but for limits that it may have.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const isWell = (key: KeyState): boolean =>
   key.bench === undefined && key.ramp === undefined && key.stall === undefined && key.breaker._tag === "Closed" &&
-  key.enabled && !key.retiring &&
-  key.key.limits.concurrency === undefined && key.limits === undefined
+  key.enabled && !key.retiring
+
+/**
+ * Whether the limits of a key that is well let it serve.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const isWithinLimits = (key: KeyState, now: number): boolean =>
+  (key.key.limits.concurrency === undefined || key.inFlight < key.key.limits.concurrency) &&
+  (key.limits === undefined || RateLimit.gate(key.limits, undefined, now) === undefined)
 
 const breakerGate = (options: CircuitBreaker.Options, state: CircuitBreaker.State, now: number): Closed | undefined => {
   if (state._tag === "Closed") return undefined

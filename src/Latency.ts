@@ -64,6 +64,18 @@ export const add = (self: Latency, kind: Kind, millis: number, now: number): Lat
 }
 
 /**
+ * Whether one more attempt should be added: every one up to 100 of a kind; then one of eight tells as much, and costs the
+ * others nothing. Which one is told by its number, scattered, so that kinds that take turns are all seen.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const wants = (self: Latency, kind: Kind, number: number): boolean => {
+  const seen = self[indexOf(self, kind)]
+  return seen === undefined || seen.total < sampled || (Math.imul(number, 0x9e3779b1) >>> 29) === 0
+}
+
+/**
  * How long a share of the attempts took at most, in milliseconds, to within a factor of 2^(1/4) upward; `undefined` while
  * there are fewer than 20 samples.
  *
@@ -114,3 +126,5 @@ const nothing: ReadonlyArray<number> = Array.from({ length: last + 1 }, () => 0)
 const least = 20
 const most = 1_000
 const kinds = 64
+/** From how many samples on not all are taken. */
+const sampled = 100

@@ -14,6 +14,7 @@ import * as Limits from "./Limits.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
 import * as ProviderHealth from "./ProviderHealth.js"
+import * as RateLimit from "./RateLimit.js"
 import * as RetryPolicy from "./RetryPolicy.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Strategy from "./Strategy.js"
@@ -84,7 +85,7 @@ export const lease = (
       const instead = probed === undefined && seat === undefined && state.rest.limits.dated && config.strategy.impartial
         ? Expiring.instead(state, request, barred, first, now)
         : undefined
-      const granted = grant(config, { ...state, index }, probed ?? instead ?? first, request, now, bond)
+      const granted = grant(config, state, index, probed ?? instead ?? first, request, now, bond)
       return state !== before && PoolState.hasMoved(before, state) ? { ...granted, reopened: true } : granted
     }
   }
@@ -152,11 +153,90 @@ const probes = ({ rest: { health } }: PoolState.PoolState, { key }: KeyState.Key
 const grant = (
   config: PoolState.Config,
   before: PoolState.PoolState,
+  index: PoolState.PoolState["index"],
   free: KeyState.KeyState,
   request: PoolState.Request,
   now: number,
   affinity: Affinity.Bond | undefined,
   floor = false
+): Leased => {
+  const usual = !floor && PoolState.isUsual(before, free, request.model)
+    ? grantUsual(config, before, index, free, request, now, affinity)
+    : undefined
+  return usual ??
+    grantWatched(config, index === before.index ? before : { ...before, index }, free, request, now, affinity, floor)
+}
+
+/** A lease that changes numbers only: the usual one, with one copy of the key and one of the pool. Else `undefined`. */
+const grantUsual = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  index: PoolState.PoolState["index"],
+  key: KeyState.KeyState,
+  request: PoolState.Request,
+  now: number,
+  affinity: Affinity.Bond | undefined
+): Leased | undefined => {
+  const group = key.key.quotaGroup
+  const limits = PoolState.partyLimits(state, key)
+  const reserved = limits === undefined ? undefined : RateLimit.reserve(limits, request.tokens ?? noTokens, now)
+  // The last that fits the whole group's limits closes all its keys.
+  if (group !== undefined && reserved !== undefined && RateLimit.gate(reserved[0], undefined, now) !== undefined) {
+    return undefined
+  }
+  const id = state.leases + 1
+  const calls = request.call === 0 ? state.calls + 1 : state.calls
+  const leased = KeyState.numbered(
+    key,
+    key.inFlight + 1,
+    key.total + 1,
+    KeyState.used(key.recent, now),
+    now,
+    key.successes,
+    key.answeredAt,
+    key.answeredFrom,
+    key.inFlight === 0 ? now : key.quietSince,
+    key.breaker,
+    group === undefined ? reserved?.[0] : key.limits
+  )
+  const lease: PoolState.LeaseRecord = {
+    id,
+    slot: key.slot,
+    key: key.key,
+    call: request.call === 0 ? calls : request.call,
+    model: request.model,
+    operation: request.operation,
+    timed: request.timed,
+    startedAt: now,
+    generation: key.breaker.generation,
+    probe: false,
+    floor: false,
+    reserved: reserved === undefined ? undefined : { party: reserved[1], model: undefined },
+    affinity,
+    nth: 0
+  }
+  const pace = PoolState.paced(state.pace, state.leases, state.calls, now)
+  const rest = group === undefined || reserved === undefined
+    ? state.rest
+    : Limits.ofGroup(state.rest, group, reserved[0])
+  const counted = Places.leased(state, index, leased, id, calls, pace, rest)
+  // The last that fits: the key waits then.
+  const placed = KeyState.isPlain(key) || KeyState.isWithinLimits(leased, now)
+    ? counted
+    : Places.place(config, counted, leased, now)
+  return { state: placed, lease, events: PoolState.noEvents }
+}
+
+const noTokens: RateLimit.Estimate = {}
+
+const grantWatched = (
+  config: PoolState.Config,
+  before: PoolState.PoolState,
+  free: KeyState.KeyState,
+  request: PoolState.Request,
+  now: number,
+  affinity: Affinity.Bond | undefined,
+  floor: boolean
 ): Leased => {
   const { key, reserved, state } = Limits.reserve(config, before, free, request, now)
   const id = state.leases + 1
@@ -239,6 +319,7 @@ const floor = (
   const granted = grant(
     config,
     { ...state, rest: { ...state.rest, floorAt: now } },
+    state.index,
     key,
     request,
     now,

@@ -8,27 +8,62 @@ import { identity } from "effect/Function"
 import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
 import type * as KeyState from "./KeyState.js"
+import type * as Latency from "./Latency.js"
 import * as PoolState from "./PoolState.js"
 import * as SlotMap from "./SlotMap.js"
 import * as Tournament from "./Tournament.js"
 
 /**
- * Replaces a key whose gates have not changed.
+ * Replaces a key whose gates have not changed. What else an attempt changes of the pool may be given: one copy does for
+ * all.
  *
  * @since 0.1.0
  * @category steps
  */
-export const touch = (state: PoolState.PoolState, key: KeyState.KeyState): PoolState.PoolState => ({
+export const touch = (
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  ended: number = state.ended,
+  latency: Latency.Latency = state.latency,
+  rest: PoolState.Rest = state.rest
+): PoolState.PoolState => ({
   slots: SlotMap.set(state.slots, key.slot, key),
   index: state.index.update(key),
   leases: state.leases,
   calls: state.calls,
   load: state.load + loadOf(key) - loadOf(SlotMap.get(state.slots, key.slot)),
-  ended: state.ended,
+  ended,
   pace: state.pace,
+  latency,
+  nextOpening: state.nextOpening,
+  rest
+})
+
+/**
+ * Counts a lease of an eligible key whose gates have not changed: `index` is the strategy's after its pick.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const leased = (
+  state: PoolState.PoolState,
+  index: PoolState.PoolState["index"],
+  key: KeyState.KeyState,
+  leases: number,
+  calls: number,
+  pace: PoolState.Pace,
+  rest: PoolState.Rest = state.rest
+): PoolState.PoolState => ({
+  slots: SlotMap.set(state.slots, key.slot, key),
+  index: index.update(key),
+  leases,
+  calls,
+  load: state.load + 1,
+  ended: state.ended,
+  pace,
   latency: state.latency,
   nextOpening: state.nextOpening,
-  rest: state.rest
+  rest
 })
 
 /**

@@ -19,6 +19,7 @@ import type * as Outcome from "./Outcome.js"
 import * as Places from "./Places.js"
 import * as PoolKeys from "./PoolKeys.js"
 import * as PoolState from "./PoolState.js"
+import * as RateLimit from "./RateLimit.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Telemetry from "./Telemetry.js"
 
@@ -42,6 +43,8 @@ export const settle = (
   random: number,
   heard: Limits.Heard = nothingHeard
 ): PoolState.Changed => {
+  const usual = outcome?._tag === "Success" ? usually(config, before, lease, heard, end, now) : undefined
+  if (usual !== undefined) return usual
   const counted = taken(config, before, lease, outcome, end, now)
   const present = SlotMap.get(counted.slots, lease.slot)
   // Nothing of a lease outlives its key, whoever has the slot now.
@@ -57,20 +60,85 @@ export const settle = (
   return blamed.events.length === 0 ? settled : { ...settled, events: [...blamed.events, ...settled.events] }
 }
 
+/** The success of a key against which nothing is known: it changes numbers only, in one copy of each. */
+const usually = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  lease: PoolState.LeaseRecord,
+  heard: Limits.Heard,
+  end: boolean,
+  now: number
+): PoolState.Changed | undefined => {
+  const key = SlotMap.get(state.slots, lease.slot)
+  if (
+    key === undefined || key.id !== lease.key.id || lease.affinity !== undefined || heard.announced.length > 0 ||
+    !PoolState.isUsual(state, key, lease.model)
+  ) return undefined
+  const limits = limitsAfter(PoolState.partyLimits(state, key), lease, heard, end, now)
+  const group = key.key.quotaGroup
+  const breaker = record(config, key.breaker, lease, "success", now)
+  if (limits === "unusual" || breaker._tag !== "Closed") return undefined
+  const answered = KeyState.numbered(
+    key,
+    end ? key.inFlight - 1 : key.inFlight,
+    key.total,
+    key.recent,
+    key.lastUsed,
+    key.successes + 1,
+    now,
+    lease.startedAt,
+    now,
+    breaker,
+    group === undefined ? limits : key.limits
+  )
+  // What it used may be more than it was thought to.
+  if (limits !== undefined && RateLimit.gate(limits, undefined, now) !== undefined) return undefined
+  const ended = end ? state.ended + 1 : state.ended
+  const rest = group === undefined || limits === undefined ? state.rest : Limits.ofGroup(state.rest, group, limits)
+  return {
+    state: Places.touch(state, answered, ended, timed(config, state, lease, now), rest),
+    events: PoolState.noEvents
+  }
+}
+
+/** The limits of a key or its group after an answer, if no more happened to them than that; `unusual`: more may have. */
+const limitsAfter = (
+  limits: RateLimit.RateLimit | undefined,
+  { reserved }: PoolState.LeaseRecord,
+  { answered, sent, usage }: Limits.Heard,
+  end: boolean,
+  now: number
+): RateLimit.RateLimit | undefined | "unusual" => {
+  if (limits === undefined) return reserved === undefined ? undefined : "unusual"
+  return reserved?.party !== undefined && reserved.model === undefined && end && answered && sent &&
+      RateLimit.isDeclaredOnly(limits)
+    ? RateLimit.settled(limits, reserved.party, usage, now)
+    : "unusual"
+}
+
+/** How long attempts take, with the success of one more. */
+const timed = (
+  config: PoolState.Config,
+  { latency }: PoolState.PoolState,
+  { id, startedAt, timed }: PoolState.LeaseRecord,
+  now: number
+): Latency.Latency =>
+  timed === undefined || config.attemptTimeout !== "learned" || !Latency.wants(latency, timed, id)
+    ? latency
+    : Latency.add(latency, timed, now - startedAt, now)
+
 /** What an attempt adds to the numbers of the pool. */
 const taken = (
   config: PoolState.Config,
   before: PoolState.PoolState,
-  { startedAt, timed }: PoolState.LeaseRecord,
+  lease: PoolState.LeaseRecord,
   outcome: Outcome.Outcome | undefined,
   end: boolean,
   now: number
 ): PoolState.PoolState => {
   const ended = end ? before.ended + 1 : before.ended
-  if (timed !== undefined && outcome?._tag === "Success" && config.attemptTimeout === "learned") {
-    return { ...before, ended, latency: Latency.add(before.latency, timed, now - startedAt, now) }
-  }
-  return end ? { ...before, ended } : before
+  const latency = outcome?._tag === "Success" ? timed(config, before, lease, now) : before.latency
+  return end || latency !== before.latency ? { ...before, ended, latency } : before
 }
 
 /** Takes in an outcome, once it is known whether the key is to blame for it. */

@@ -118,4 +118,43 @@ describe("KeyState", () => {
     assert.isUndefined(gateOf({ key: limited, inFlight: 1 }))
     assert.strictEqual(gateOf({ key: limited, inFlight: 2 }), "concurrency")
   })
+
+  it("a key with other numbers is the same key in all else", () => {
+    const numbers = {
+      inFlight: 1,
+      total: 2,
+      recent: 3,
+      lastUsed: 4,
+      successes: 5,
+      answeredAt: 6,
+      answeredFrom: 7,
+      quietSince: 8,
+      breaker: CircuitBreaker.isolate(CircuitBreaker.initial, 0)
+    }
+    const others: KeyState.KeyState = {
+      ...key,
+      weight: 9,
+      order: 10,
+      enabled: false,
+      retiring: true,
+      faults: 11,
+      ignored: 12,
+      ramp: { since: 13, successes: 14 },
+      stall: { since: 15, tries: 16 },
+      limits: undefined,
+      gatedUntil: 17,
+      gatedEarliest: 18,
+      gatedBy: "ramp"
+    }
+    const bench = KeyState.impose(undefined, {
+      kind: "Timeout",
+      since: 0,
+      until: 1,
+      provenance: "told",
+      step: 1,
+      stamp: 1
+    })
+    const after = KeyState.numbered({ ...others, bench }, 1, 2, 3, 4, 5, 6, 7, 8, numbers.breaker, undefined)
+    assert.deepStrictEqual(after, { ...others, bench, ...numbers })
+  })
 })

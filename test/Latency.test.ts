@@ -39,6 +39,17 @@ describe("Latency", () => {
     assert.strictEqual(Latency.quantile(seen, plain, 0.99), 1_024)
   })
 
+  it("the first 100 attempts of a kind are all taken, then about one of eight, of kinds that take turns too", () => {
+    const numbers = Array.from({ length: 8_000 }, (_, n) => n)
+    assert.isTrue(numbers.every((n) => Latency.wants(all(many(99, 5)), plain, n)))
+    const seen = all(many(100, 5))
+    for (const  of of[1, 2, 3, 8]) {
+      const taken = numbers.filter((n) => n % of === 0).filter((n) => Latency.wants(seen, plain, n)).length
+      assert.approximately(taken * of / numbers.length, 1 / 8, 0.02)
+    }
+    assert.isTrue(Latency.wants(seen, { ...plain, model: "n" }, 1))
+  })
+
   it("at most 64 kinds are kept: those seen last", () => {
     let seen = Latency.empty
     for (let n = 0; n < 100; n++) seen = Latency.add(seen, { model: `m${n}`, streaming: false }, 5, n)
