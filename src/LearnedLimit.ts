@@ -83,7 +83,8 @@ export const refused = (
   if (self !== undefined && lease <= self.stamp) return again(self, toldEnd + self.owes, told, now)
   // Those that were leased before it are accepted, or will be.
   const count = self === undefined ? 0 : lease - self.stamp - 1 - self.refused
-  const barren = self === undefined || count > 0 || !told || !self.told ? 0 : self.barren + 1
+  const met = self !== undefined && told && self.told && self.leasedAt <= self.end + promptMillis
+  const barren = met && count < 1 ? self.barren + 1 : 0
   const owes = self === undefined || !told || !self.told ? 0 : owed(self, barren, waitMillis, toldEnd)
   const end = toldEnd + owes
   const measured = self === undefined || count < 1 || self.told !== told
@@ -343,6 +344,8 @@ const burstMillis = 2_000
 const burst = 3.5
 const longestIdle = 3_000
 const longestOwed = 10_000
+/** Whoever comes so soon after the end of a wait met it. */
+const promptMillis = 250
 /** So many told waits of no use show that refusals count, if each was for about one request; so many if they were not. */
 const fewBarren = 2
 const manyBarren = 6
