@@ -335,14 +335,14 @@ const hedged = <A, E, R>(
         (leased): Effect.Effect<A | Again<A, E> | typeof HedgedAttempt.none, E, R> => {
           if (leased?.lease === undefined) return Effect.succeed(HedgedAttempt.none)
           const { events, lease, reopened, state } = leased
-          const own = call.trailed
+          const own: Effect.Effect<A | Again<A, E> | typeof HedgedAttempt.none, E, R> = call.trailed
             ? Effect.flatMap(
               passedOver(core, call, lease, Hedging.others(state, record)),
               (passed) => attempt(core, call, work, lease, 2, lease.startedAt, 0, passed, side)
             )
             : attempt(core, call, work, lease, 2, lease.startedAt, 0, undefined, side)
           const { sharing } = core
-          const claimed: Effect.Effect<A | Again<A, E> | typeof HedgedAttempt.none, E, R> = sharing === undefined
+          const claimed = sharing === undefined
             ? own
             : Effect.flatMap(
               Sharing.claim(core, sharing, work.restore, lease),

@@ -7,6 +7,7 @@ import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as MutableRef from "effect/MutableRef"
 import * as Random from "effect/Random"
+import * as Ref from "effect/Ref"
 import * as Affinity from "./Affinity.js"
 import type * as AnnouncedLimit from "./AnnouncedLimit.js"
 import * as ApiKey from "./ApiKey.js"
@@ -45,6 +46,8 @@ export interface Lease {
   readonly announced: (limits: ReadonlyArray<AnnouncedLimit.Said>) => void
   /** Tells how many tokens the attempt used, before `end`: limits of tokens then count these, not the estimate. */
   readonly used: (usage: RateLimit.Usage) => void
+  /** Whether limits count the tokens of the attempt, so that it makes a difference what is told by `used`. */
+  readonly metered: Effect.Effect<boolean>
   /**
    * Says that the answer names these stored resources, by the provider's ids: files, batches, stored answers. Calls that
    * name one of them go to the key's group from now on (`RunOptions.resources`).
@@ -161,6 +164,14 @@ class Held implements HeldLease {
     return (usage: RateLimit.Usage): void => {
       MutableRef.update(told, (before) => ({ ...before, usage }))
     }
+  }
+
+  get metered() {
+    const { core, record } = this.#parts
+    const taken = record.reserved?.party
+    return taken === undefined || taken.input + taken.output === 0
+      ? Effect.succeed(false)
+      : Effect.map(Ref.get(core.state), ({ rest }) => rest.limits.metered)
   }
 
   get abortWith() {

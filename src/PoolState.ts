@@ -238,6 +238,8 @@ export interface Limits {
   readonly models: HashMap.HashMap<string, ModelLimits>
   /** Whether some limit for all models counts tokens, so that what a request costs decides which keys may serve it. */
   readonly metered: boolean
+  /** Whether of some limit it is known when what is left of it will be lost. */
+  readonly dated: boolean
   /** Counts the models that came and went. */
   readonly kinds: number
 }
@@ -343,6 +345,8 @@ export interface Request extends Among {
   readonly began?: number | undefined
   /** Absent: `normal`. */
   readonly priority?: Priority | undefined
+  /** When the call's budget or deadline ends: an answer after it comes late. */
+  readonly ends?: number | undefined
 }
 
 /**
@@ -433,7 +437,7 @@ export const empty = (config: Config, now: number): PoolState => ({
     gated: Tournament.empty(opensFirst),
     groups: HashMap.empty(),
     models: HashMap.empty(),
-    limits: { groups: HashMap.empty(), models: HashMap.empty(), metered: false, kinds: 0 },
+    limits: { groups: HashMap.empty(), models: HashMap.empty(), metered: false, dated: false, kinds: 0 },
     restricted: false,
     moves: 0,
     breakersOpen: 0,

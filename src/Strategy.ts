@@ -132,6 +132,11 @@ export interface Strategy {
   readonly randomised: boolean
   /** What it needs beside the numbers of keys: `PickContext.left`, or `Index.observe`. Else that is not gathered. */
   readonly wants?: "headroom" | "latency" | undefined
+  /**
+   * Whether any key is as good as another to it, so that the pool may use one whose capacity would be lost before the one
+   * that is picked; absent: not.
+   */
+  readonly impartial?: boolean
   /** An index with no keys. */
   readonly empty: Index
 }
@@ -282,6 +287,7 @@ class RoundRobin implements Index {
 export const roundRobin: Strategy = {
   name: "round-robin",
   randomised: false,
+  impartial: true,
   empty: new RoundRobin(SlotMap.empty(), 0, 0)
 }
 
@@ -493,6 +499,7 @@ class LeastUsed implements Index {
 export const leastUsed: Strategy = {
   name: "least-used",
   randomised: false,
+  impartial: true,
   empty: new LeastUsed(
     Tournament.empty((a, b) => {
       const order = compareUse(a, b)
@@ -684,6 +691,7 @@ class PowerOfTwoChoices implements Index {
 export const powerOfTwoChoices: Strategy = {
   name: "power-of-two-choices",
   randomised: true,
+  impartial: true,
   empty: new PowerOfTwoChoices(SlotMap.empty())
 }
 

@@ -207,6 +207,40 @@ describe("A2: announced limits", () => {
       assert.deepStrictEqual(yield* Fiber.join(waiting), ["a", now + 9_000])
     }))
 
+  test("where more is asked for than limits let through, the key whose window ends first is used; else all in turn", () =>
+    Effect.gen(function*() {
+      const used = (perSecond: number) =>
+        Effect.gen(function*() {
+          const pool = yield* KeyPool.make({ keys: keys("abc"), ...patient })
+          const ends: Readonly<Record<string, number>> = { a: 50_000, b: 20_000, c: 40_000 }
+          const left: Record<string, number> = { a: 60, b: 60, c: 60 }
+          const began = yield* Clock.currentTimeMillis
+          const run = pool.run((lease) =>
+            Effect.map(Clock.currentTimeMillis, (now) => {
+              const { label } = lease.key
+              const remaining = (left[label] ?? 0) - 1
+              left[label] = remaining
+              lease.announced([{
+                name: "requests",
+                limit: 60,
+                remaining,
+                resetMillis: began + (ends[label] ?? 0) - now
+              }])
+              return label
+            })
+          )
+          let labels = ""
+          for (let i = 0; i < 5 * perSecond; i++) {
+            labels += yield* run
+            yield* TestClock.adjust(1_000 / perSecond)
+          }
+          return labels
+        })
+      // Once each of them has told of its limit.
+      assert.strictEqual(yield* used(5), "abc" + "b".repeat(22))
+      assert.strictEqual(yield* used(1), "abcab")
+    }))
+
   test("those that waited are served one by one as a bucket fills", () =>
     Effect.gen(function*() {
       const pool = yield* KeyPool.make({ keys: keys("a"), ...patient })
@@ -260,6 +294,26 @@ describe("A3: learned limits", () => {
       for (let i = 0; i < 5; i++) yield* Effect.fork(pool.run(() => Effect.never))
       yield* calm
       assert.strictEqual((yield* pool.snapshot).inFlight, 5)
+    }))
+
+  test("after a rate limit, and before a success, what one attempt finds out about a key is not tried by two", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream(({ label }) =>
+        label === "e" ? ok() : bad("RateLimited", { wait: "20 seconds" }, 40)
+      )
+      const pool = yield* KeyPool.make({ keys: keys("abcde"), ...patient })
+      const first = yield* Effect.fork(pool.run(provider.send))
+      yield* TestClock.adjust(45)
+      // The first is with its second key by now, whose turn it would be.
+      const second = yield* Effect.fork(pool.run(provider.send))
+      yield* TestClock.adjust(1_000)
+      yield* Fiber.join(first)
+      yield* Fiber.join(second)
+      const sent = (yield* provider.sent).map(({ label }) => label)
+      assert.strictEqual(
+        new Set(sent.filter((label) => label !== "e")).size,
+        sent.filter((label) => label !== "e").length
+      )
     }))
 
   test("F1: a told end is met exactly, also when it was told twice and nothing was accepted between", () =>

@@ -61,6 +61,12 @@ export const scenarios = [
   define("over95", "95 %", { rate: 570, modes: known }),
   define("over120", "120 %", { rate: 720, seconds: 240, modes: [...known, "announced-anthropic"] }),
   define("over150", "150 %", { rate: 900, seconds: 180, modes: known }),
+  define("small", "as over120, with a tenth of the limits, for longer", {
+    seconds: 480,
+    rate: 72,
+    limits: [{ ...window120, limit: 12 }],
+    modes: known
+  }),
   define("bursty80", "token buckets of burst 20; 80 % on average, in bursts of 2.5 times that", {
     seconds: 180,
     rate: 480,

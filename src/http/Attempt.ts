@@ -349,7 +349,7 @@ const answered = (
     Effect.zipRight(
       // Headers may tell enough.
       learn?.("") ?? Effect.void,
-      plain(environment, request, lease, secret, response, controller, json ? learn : undefined, begun)
+      plain(environment, request, lease, secret, response, controller, json ? learn : undefined, begun, json)
     )
   if (json && (request.facts.streaming || environment.provider.dialect.okBody === "peek")) {
     const begun = Effect.tryPromise({
@@ -371,7 +371,7 @@ const answered = (
   return handedOn()
 }
 
-/** An answer that belongs to the caller from its headers on. Its lease has ended when its body is read. */
+/** An answer that belongs to the caller from its headers on. Its lease has ended when its body is read, or ends then. */
 const plain = (
   environment: Environment,
   request: PooledRequest,
@@ -380,40 +380,51 @@ const plain = (
   response: Response,
   controller: AbortController,
   learn: Learning | undefined,
-  begun: PlainBody.Begun | undefined
+  begun: PlainBody.Begun | undefined,
+  json: boolean
 ): Effect.Effect<Answer> =>
-  Effect.sync(() => {
-    const { fork, onCollected, onLate, onOpened } = environment
-    let uncollect = () => {}
-    let close = () => {}
-    const headers = Scrub.values(secret)(response.headers)
-    const unlink = link(request, (reason) => controller.abort(reason))
-    const ended = () => {
-      unlink()
-      uncollect()
-      close()
-    }
-    const body = PlainBody.watched(response, secret, {
-      broken: (fault, error) => {
-        if (controller.signal.aborted) return
-        onLate(fault, headers, error)
-        fork(lease.commit(Outcome.fault(fault)))
-      },
-      ended,
-      heard: learn === undefined ? undefined : (text) => {
-        const learnt = learn(text)
-        if (learnt !== undefined) fork(learnt)
+  Effect.map(
+    Effect.zip(json && response.body !== null ? lease.metered : Effect.succeed(false), Effect.clock),
+    ([holds, clock]) => {
+      const { fork, onCollected, onLate, onOpened } = environment
+      // Where tokens are counted, the lease ends with the body, which tells how many they were.
+      const arrivedAt = MonotonicTime.nowOf(clock)
+      const unwatch = holds ? fork(lease.endWhenIdle(() => arrivedAt)) : () => {}
+      let uncollect = () => {}
+      let close = () => {}
+      const headers = Scrub.values(secret)(response.headers)
+      const unlink = link(request, (reason) => controller.abort(reason))
+      const ended = () => {
+        unlink()
+        uncollect()
+        close()
+        unwatch()
+        if (holds) fork(lease.end)
       }
-    }, begun)
-    const answer = withBody(response, headers, body, secret)
-    if (body === null) unlink()
-    else {
-      // Neither of these may hold the body, or it would never be collected.
-      uncollect = onCollected(body, ended)
-      close = onOpened("body", (reason) => controller.abort(reason))
+      const body = PlainBody.watched(response, secret, {
+        broken: (fault, error) => {
+          if (controller.signal.aborted) return
+          onLate(fault, headers, error)
+          fork(lease.commit(Outcome.fault(fault)))
+        },
+        ended,
+        heard: learn === undefined && !holds ? undefined : (text) => {
+          const usage = holds && Usage.mentions(text) ? Usage.read(text) : undefined
+          if (usage !== undefined) lease.used(usage)
+          const learnt = learn?.(text)
+          if (learnt !== undefined) fork(learnt)
+        }
+      }, begun)
+      const answer = withBody(response, headers, body, secret)
+      if (body === null) unlink()
+      else {
+        // Neither of these may hold the body, or it would never be collected.
+        uncollect = onCollected(body, ended)
+        close = onOpened("body", (reason) => controller.abort(reason))
+      }
+      return { response: answer, fault: undefined, holds }
     }
-    return { response: answer, fault: undefined, holds: false }
-  })
+  )
 
 /** Remembers, by the key of the attempt, what an answer tells of stored resources; `undefined` if it tells nothing. */
 const learning = (
