@@ -8,6 +8,7 @@
  *   npm run bench -- --rounds 31  more rounds
  */
 import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
 import * as KeyPool from "effect-keymesh/KeyPool"
 import * as Strategy from "effect-keymesh/Strategy"
 
@@ -99,6 +100,21 @@ const program = Effect.gen(function*() {
     const rows = yield* compare(byStrategy, works["a value (Effect.succeed)"])
     table(`Strategies, ${size.toLocaleString("en")} keys`, ["strategy", ...head.slice(1)], rows)
   }
+  const limited = [
+    ["none", {}],
+    ["concurrency", { limits: { concurrency: 1e6 } }],
+    ["requests", { limits: { requestsPerMinute: 1e9 } }],
+    ["requests and tokens", { limits: { requestsPerMinute: 1e9, tokensPerMinute: 1e12 } }],
+    ["requests, one group", { limits: { requestsPerMinute: 1e9 }, quotaGroup: "all" }]
+  ]
+  const byLimits = []
+  for (const [name, attributes] of limited) {
+    const declared = keys(3).map((secret) => ({ secret: Redacted.make(secret), ...attributes }))
+    byLimits.push({ name, pool: yield* KeyPool.make({ name: `limits: ${name}`, keys: declared }) })
+  }
+  const rows = yield* compare(byLimits, works["a value (Effect.succeed)"])
+  table("Declared limits, 3 keys", ["limits", ...head.slice(1)], rows)
+  console.log(`  the dearest limits cost ×${(Math.max(...rows.map((row) => row[3])) / rows[0][3]).toFixed(2)} of none`)
 })
 
 await Effect.runPromise(program.pipe(Effect.scoped, Effect.provide(KeyPool.layerDefaults)))

@@ -8,9 +8,10 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import { dual } from "effect/Function"
+import * as MutableRef from "effect/MutableRef"
 import * as Predicate from "effect/Predicate"
 import * as AsyncContext from "./AsyncContext.js"
-import { ConfigurationError } from "./KeymeshError.js"
+import { ConfigurationError, type Trail } from "./KeymeshError.js"
 import * as PoolSettings from "./PoolSettings.js"
 import * as PoolState from "./PoolState.js"
 import type * as RateLimit from "./RateLimit.js"
@@ -53,6 +54,8 @@ export interface Settings {
    * serve is waited for, 2 seconds at most; then the calls move to another key and stay there.
    */
   readonly affinity?: string | undefined
+  /** A cell to which the trail of each call is added when the call ends, whether it succeeds or not; see `withTrails`. */
+  readonly trails?: MutableRef.MutableRef<ReadonlyArray<Trail>> | undefined
 }
 
 /**
@@ -146,6 +149,36 @@ export const withAffinity: {
 )
 
 /**
+ * Gives beside the value of an effect the trails of the calls inside, in the order in which they ended: which key each
+ * attempt used, why it did not use the others (`others`), how long it waited and took. Of a failure the error tells the
+ * trail; for all calls of a pool there is the event `call.end`.
+ *
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import * as CallOptions from "effect-keymesh/CallOptions"
+ *
+ * const program = Effect.gen(function*() {
+ *   const [answer, trails] = yield* CallOptions.withTrails(Effect.succeed("a pooled call"))
+ *   for (const trail of trails) {
+ *     for (const { label, others, waitedMillis } of trail.entries) yield* Effect.log(label, waitedMillis, others)
+ *   }
+ *   return answer
+ * })
+ * ```
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const withTrails = <A, E, R>(
+  self: Effect.Effect<A, E, R>
+): Effect.Effect<readonly [value: A, trails: ReadonlyArray<Trail>], E, R> =>
+  Effect.suspend(() => {
+    const trails = MutableRef.make<ReadonlyArray<Trail>>([])
+    return Effect.map(withOptions(self, { trails }), (value) => [value, MutableRef.get(trails)] as const)
+  })
+
+/**
  * The header by which a single request says its affinity, where there is no effect to say it: programs that use an SDK
  * or `fetch` as they are. It wins over what is said around the call, and is not sent to the provider.
  *
@@ -205,6 +238,10 @@ const checks: { readonly [Name in keyof Settings]-?: (value: unknown, path: stri
     Predicate.isString(value) && Object.hasOwn(PoolState.headStartMillis, value)
       ? Either.right(value)
       : Checks.refuse(path, "must be \"high\", \"normal\" or \"low\""),
+  trails: (value, path) =>
+    Predicate.hasProperty(value, "current") && Array.isArray(value.current)
+      ? Either.right(value)
+      : Checks.refuse(path, "must be a MutableRef of trails"),
   replayable: (value, path) =>
     Predicate.isBoolean(value) ? Either.right(value) : Checks.refuse(path, "must be true or false")
 }

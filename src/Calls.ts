@@ -21,10 +21,11 @@ import * as Acquisition from "./Acquisition.js"
 import * as ApiKey from "./ApiKey.js"
 import { CallOptions } from "./CallOptions.js"
 import * as Corroboration from "./Corroboration.js"
+import * as Explanation from "./Explanation.js"
 import * as Fault from "./Fault.js"
 import * as HeldLease from "./HeldLease.js"
 import * as Homes from "./Homes.js"
-import { appendTrail, BudgetExceeded, type PoolError, type Trail } from "./KeymeshError.js"
+import { appendTrail, BudgetExceeded, type PoolError, type Trail, type TrailEntry } from "./KeymeshError.js"
 import * as Leasing from "./Leasing.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as OngoingCall from "./OngoingCall.js"
@@ -103,7 +104,14 @@ export const run = <A, E, R>(
       (call) => Effect.uninterruptibleMask((restore) => first(core, call, { restore, use, options }))
     )
     const timed = OngoingCall.withDeadline(core, running, call, given)
-    return core.telemetry.listened() ? Effect.onExit(timed, (exit) => OngoingCall.ended(core, call, exit)) : timed
+    const told = core.telemetry.listened()
+      ? Effect.onExit(timed, (exit) => OngoingCall.ended(core, call, exit))
+      : timed
+    const { trails } = given
+    return trails === undefined ? told : Effect.ensuring(
+      told,
+      Effect.sync(() => MutableRef.update(trails, (ended) => [...ended, MutableRef.get(call.trail)]))
+    )
   })
 
 /**
@@ -174,7 +182,12 @@ const first = <A, E, R>(
 ): Effect.Effect<A, E | PoolError, R> => {
   const go = (record: PoolState.LeaseRecord, within?: PoolState.Among) =>
     Effect.flatMap(
-      attempt(core, call, work, record, 1, call.startedAt),
+      call.trailed
+        ? Effect.flatMap(
+          passedOver(core, call, record, within?.only),
+          (passed) => attempt(core, call, work, record, 1, call.startedAt, 0, passed)
+        )
+        : attempt(core, call, work, record, 1, call.startedAt),
       (result): Effect.Effect<A, E | PoolError, R> =>
         result instanceof Again ? rescue(core, call, work, result, within) : Effect.succeed(result)
     )
@@ -269,7 +282,7 @@ const attempt = <A, E, R>(
   number: number,
   waitingSince: number,
   aborted = 0,
-  passedOver?: Readonly<Record<string, number>>
+  passed?: Pick<TrailEntry, "passedOver" | "others">
 ): Effect.Effect<A | Again<A, E>, E, R> => {
   const lease = HeldLease.make(core, record, number, call.clock, aborted)
   MutableRef.set(call.number, record.call)
@@ -286,7 +299,7 @@ const attempt = <A, E, R>(
         outcome: fault === undefined ? outcome._tag === "Success" ? "success" : "ignored" : fault.kind,
         ...(fault?.status === undefined ? {} : { status: fault.status }),
         ...(fault?.code === undefined ? {} : { code: fault.code }),
-        ...(passedOver === undefined ? {} : { passedOver })
+        ...passed
       }))
   }
   const failing = (outcome: Outcome.Outcome, exit: Exit.Exit<A, E>): Effect.Effect<A | Again<A, E>, E> => {
@@ -325,7 +338,7 @@ const attempt = <A, E, R>(
         if (outcome._tag === "Fault") return failing(outcome, Exit.succeed(a))
         const holds = typeof options.hold === "function" ? options.hold(a) : options.hold === true
         const settled = lease.say(outcome, !holds)
-        if (!core.telemetry.listened() && options.trail === undefined) return Effect.as(settled, a)
+        if (!core.telemetry.listened() && !call.trailed) return Effect.as(settled, a)
         note(outcome)
         return Effect.as(settled, a)
       },
@@ -339,6 +352,21 @@ const attempt = <A, E, R>(
   const starts = HeldLease.startEvents(core, record, number)
   return starts.length === 0 ? running : Effect.zipRight(core.telemetry.publish(starts), running)
 }
+
+/** Why an attempt does not use the other keys: how many of them each reason holds back, and on request each by itself. */
+const passedOver = (
+  { config, state }: PoolCore.PoolCore,
+  call: OngoingCall.OngoingCall,
+  { slot, startedAt }: PoolState.LeaseRecord,
+  only: PoolState.Among["only"]
+): Effect.Effect<Pick<TrailEntry, "passedOver" | "others">> =>
+  Effect.map(Ref.get(state), (current) => {
+    const request = { model: call.model, only, tokens: call.tokens }
+    const { counts } = PoolState.explain(config, current, request, startedAt, slot)
+    return call.trailed
+      ? { passedOver: counts, others: Explanation.others(config, current, request, slot, startedAt) }
+      : { passedOver: counts }
+  })
 
 const tooLong = Fault.make("Timeout", { code: RetryDecision.attemptTimeout })
 
@@ -562,13 +590,6 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
         reason: tried.fault.kind
       }])
     }
-    const passedOver = PoolState.explain(
-      config,
-      yield* Ref.get(state),
-      { model: call.model, only, tokens: call.tokens },
-      acquired.startedAt,
-      acquired.slot
-    ).counts
     const result = yield* attempt(
       core,
       call,
@@ -577,7 +598,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
       tried.attempt + 1,
       waitingSince,
       progress.aborted,
-      passedOver
+      yield* passedOver(core, call, acquired, only)
     )
     if (!(result instanceof Again)) return result
     tried = result

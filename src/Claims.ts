@@ -31,9 +31,12 @@ export const claimOf = (
   record: PoolState.LeaseRecord
 ): SharedPool.Claim | undefined => {
   const key = SlotMap.get(state.slots, record.slot)
-  if (key === undefined || key.id !== record.key.id || PoolState.isUsual(state, key, record.model)) return undefined
+  if (key === undefined || key.id !== record.key.id) return undefined
   const own: SharedPool.Subject = { scope: "key", of: key.id }
   const most = key.key.limits.concurrency
+  if (most === undefined && record.reserved === undefined && PoolState.isUsual(state, key, record.model)) {
+    return undefined
+  }
   const claim: SharedPool.Claim = {
     limits: limitsOf(state, key, record.reserved?.party),
     concurrency: most === undefined ? [] : [{ subject: own, most }],

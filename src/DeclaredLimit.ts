@@ -159,7 +159,8 @@ export const openings = (self: DeclaredLimit, now: number, until: number, most: 
  * @since 0.1.0
  * @category steps
  */
-export const hold = (self: DeclaredLimit, amount: number): DeclaredLimit => ({ ...self, held: self.held + amount })
+export const hold = (self: DeclaredLimit, amount: number): DeclaredLimit =>
+  changed(self, self.held + amount, self.log, self.next, self.sum)
 
 /**
  * Gives back what was taken for an attempt that was not sent.
@@ -187,14 +188,29 @@ export const count = (before: DeclaredLimit, held: number, amount: number, now: 
   const joins = last !== undefined && self.next > self.first &&
     (now - last.since < cell || self.next - self.first >= ring)
   const at = joins ? self.next - 1 : self.next
-  return {
-    ...self,
-    held: Math.max(0, self.held - held),
-    sum,
-    next: at + 1,
-    log: SlotMap.set(self.log, at % ring, { since: joins ? last.since : now, at: now, sum })
-  }
+  const log = SlotMap.set(self.log, at % ring, { since: joins ? last.since : now, at: now, sum })
+  return changed(self, Math.max(0, self.held - held), log, at + 1, sum)
 }
+
+// Written out: each attempt makes two of these, and a spread costs three times as much.
+const changed = (
+  self: DeclaredLimit,
+  held: number,
+  log: DeclaredLimit["log"],
+  next: number,
+  sum: number
+): DeclaredLimit => ({
+  unit: self.unit,
+  limit: self.limit,
+  whole: self.whole,
+  windowMillis: self.windowMillis,
+  held,
+  log,
+  first: self.first,
+  next,
+  sum,
+  left: self.left
+})
 
 /**
  * The same use of another limit: a key's attributes may change.

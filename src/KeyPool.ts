@@ -18,10 +18,12 @@ import type * as Stream from "effect/Stream"
 import * as Calls from "./Calls.js"
 import type { RunOptions } from "./Calls.js"
 import type * as CircuitBreaker from "./CircuitBreaker.js"
+import type * as Explanation from "./Explanation.js"
 import type { Lease } from "./HeldLease.js"
 import type { ConfigurationError, PoolError } from "./KeymeshError.js"
 import type * as Keyring from "./Keyring.js"
 import * as PoolControls from "./PoolControls.js"
+import type { ExplainOptions } from "./PoolControls.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PooledStreams from "./PooledStreams.js"
 import type { StreamOptions } from "./PooledStreams.js"
@@ -32,7 +34,7 @@ import * as PoolUpkeep from "./PoolUpkeep.js"
 import * as Telemetry from "./Telemetry.js"
 
 /** What `run` and `stream` may be told of a call, and what they give to it. */
-export type { Lease, RunOptions, StreamOptions }
+export type { ExplainOptions, Lease, RunOptions, StreamOptions }
 
 /**
  * A pool of keys.
@@ -62,6 +64,11 @@ export interface Service {
   readonly lease: Effect.Effect<Lease, PoolError, Scope.Scope>
   /** The pool at this moment. */
   readonly snapshot: Effect.Effect<PoolSnapshot>
+  /**
+   * What a call would meet that began now, key by key: which it would get, and what holds the others back. Nothing is
+   * leased. `CallOptions` around it count as around a call. (Of a strategy that draws lots it tells one draw.)
+   */
+  readonly explain: (options?: ExplainOptions) => Effect.Effect<Explanation.Explanation>
   /** The pool now, and after each change of a key's state (not after each call). */
   readonly changes: Stream.Stream<PoolSnapshot>
   /** Adds, retires and replaces keys; the next pick sees it. */
@@ -196,6 +203,7 @@ const fromResolved = (
       stream: (use, options) => PooledStreams.stream(core, use, options ?? {}),
       lease: Calls.lease(core),
       snapshot: PoolControls.snapshot(core),
+      explain: (options) => PoolControls.explain(core, options ?? {}),
       changes: PoolControls.changes(core),
       keyring: PoolControls.keyring(core),
       breaker: (id) => PoolControls.breaker(core, id),

@@ -94,7 +94,8 @@ export const numbered = (
   answeredAt: number,
   answeredFrom: number,
   quietSince: number,
-  breaker: CircuitBreaker.State
+  breaker: CircuitBreaker.State,
+  limits: RateLimit.RateLimit | undefined
 ): KeyState => ({
   slot: key.slot,
   id: key.id,
@@ -118,7 +119,7 @@ export const numbered = (
   ramp: key.ramp,
   quietSince,
   stall: key.stall,
-  limits: key.limits,
+  limits,
   gatedUntil: key.gatedUntil,
   gatedEarliest: key.gatedEarliest,
   gatedBy: key.gatedBy
@@ -313,9 +314,27 @@ export const gate = (settings: GateSettings, key: KeyState, now: number): Closed
  * @category gates
  */
 export const isPlain = (key: KeyState): boolean =>
+  isWell(key) && key.key.limits.concurrency === undefined && key.limits === undefined
+
+/**
+ * Whether nothing at all is remembered against the key, but for limits that it may have.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const isWell = (key: KeyState): boolean =>
   key.bench === undefined && key.ramp === undefined && key.stall === undefined && key.breaker._tag === "Closed" &&
-  key.enabled && !key.retiring &&
-  key.key.limits.concurrency === undefined && key.limits === undefined
+  key.enabled && !key.retiring
+
+/**
+ * Whether the limits of a key that is well let it serve.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const isWithinLimits = (key: KeyState, now: number): boolean =>
+  (key.key.limits.concurrency === undefined || key.inFlight < key.key.limits.concurrency) &&
+  (key.limits === undefined || RateLimit.gate(key.limits, undefined, now) === undefined)
 
 const breakerGate = (options: CircuitBreaker.Options, state: CircuitBreaker.State, now: number): Closed | undefined => {
   if (state._tag === "Closed") return undefined

@@ -46,6 +46,11 @@ export interface TrailEntry {
   readonly code?: string | undefined
   /** Why other keys were not chosen: how many keys each gate held back when this one was picked. */
   readonly passedOver?: Readonly<Record<string, number>> | undefined
+  /**
+   * On request (`CallOptions.withTrails`, `RunOptions.trail`): the same key by key, the first 32. Those that might have
+   * served as well are `eligible`: the strategy preferred the one that was picked.
+   */
+  readonly others?: ReadonlyArray<KeyReason> | undefined
 }
 
 /**

@@ -14,6 +14,7 @@ import * as Limits from "./Limits.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
 import * as ProviderHealth from "./ProviderHealth.js"
+import * as RateLimit from "./RateLimit.js"
 import * as RetryPolicy from "./RetryPolicy.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Strategy from "./Strategy.js"
@@ -126,14 +127,16 @@ const grant = (
   now: number,
   affinity: Affinity.Bond | undefined,
   floor = false
-): Leased =>
-  !floor && PoolState.isUsual(before, free, request.model)
-    ? grantUsual(before, index, free, request, now, affinity)
-    : asking(
-      config,
-      grantWatched(config, index === before.index ? before : { ...before, index }, free, request, now, affinity, floor),
-      now
-    )
+): Leased => {
+  const usual = !floor && PoolState.isUsual(before, free, request.model)
+    ? grantUsual(config, before, index, free, request, now, affinity)
+    : undefined
+  return usual ?? asking(
+    config,
+    grantWatched(config, index === before.index ? before : { ...before, index }, free, request, now, affinity, floor),
+    now
+  )
+}
 
 /** Where others had taken all there was, few ask at a time whether something is left. */
 const asking = (config: PoolState.Config, leased: Leased, now: number): Leased =>
@@ -141,15 +144,23 @@ const asking = (config: PoolState.Config, leased: Leased, now: number): Leased =
     ? leased
     : { ...leased, state: Claims.asks(config, leased.state, leased.lease, now) }
 
-/** A lease that changes numbers only: the usual one, with one copy of the key and one of the pool. */
+/** A lease that changes numbers only: the usual one, with one copy of the key and one of the pool. Else `undefined`. */
 const grantUsual = (
+  config: PoolState.Config,
   state: PoolState.PoolState,
   index: PoolState.PoolState["index"],
   key: KeyState.KeyState,
   request: PoolState.Request,
   now: number,
   affinity: Affinity.Bond | undefined
-): Leased => {
+): Leased | undefined => {
+  const group = key.key.quotaGroup
+  const limits = PoolState.partyLimits(state, key)
+  const reserved = limits === undefined ? undefined : RateLimit.reserve(limits, request.tokens ?? noTokens, now)
+  // The last that fits the whole group's limits closes all its keys.
+  if (group !== undefined && reserved !== undefined && RateLimit.gate(reserved[0], undefined, now) !== undefined) {
+    return undefined
+  }
   const id = state.leases + 1
   const calls = request.call === 0 ? state.calls + 1 : state.calls
   const leased = KeyState.numbered(
@@ -162,7 +173,8 @@ const grantUsual = (
     key.answeredAt,
     key.answeredFrom,
     key.inFlight === 0 ? now : key.quietSince,
-    key.breaker
+    key.breaker,
+    group === undefined ? reserved?.[0] : key.limits
   )
   const lease: PoolState.LeaseRecord = {
     id,
@@ -176,13 +188,23 @@ const grantUsual = (
     generation: key.breaker.generation,
     probe: false,
     floor: false,
-    reserved: undefined,
+    reserved: reserved === undefined ? undefined : { party: reserved[1], model: undefined },
     affinity,
     nth: 0
   }
   const pace = PoolState.paced(state.pace, state.leases, state.calls, now)
-  return { state: Places.leased(state, index, leased, id, calls, pace), lease, events: PoolState.noEvents }
+  const rest = group === undefined || reserved === undefined
+    ? state.rest
+    : Limits.ofGroup(state.rest, group, reserved[0])
+  const counted = Places.leased(state, index, leased, id, calls, pace, rest)
+  // The last that fits: the key waits then.
+  const placed = KeyState.isPlain(key) || KeyState.isWithinLimits(leased, now)
+    ? counted
+    : Places.place(config, counted, leased, now)
+  return { state: placed, lease, events: PoolState.noEvents }
 }
+
+const noTokens: RateLimit.Estimate = {}
 
 const grantWatched = (
   config: PoolState.Config,

@@ -257,17 +257,31 @@ export const forgetKey = (state: PoolState.PoolState, slot: number): PoolState.P
     }))
   })
 
+/**
+ * The limits of a group that are others now, where they let as many through as before: no key's place changes.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const ofGroup = (rest: PoolState.Rest, group: string, limits: RateLimit.RateLimit): PoolState.Rest => ({
+  ...rest,
+  limits: {
+    groups: HashMap.set(rest.limits.groups, group, limits),
+    models: rest.limits.models,
+    metered: rest.limits.metered || RateLimit.countsTokens(limits),
+    kinds: rest.limits.kinds
+  }
+})
+
 const withLimits = (state: PoolState.PoolState, limits: PoolState.Limits): PoolState.PoolState => ({
   ...state,
   rest: { ...state.rest, limits }
 })
 
-const withGroup = (state: PoolState.PoolState, group: string, limits: RateLimit.RateLimit): PoolState.PoolState =>
-  withLimits(state, {
-    ...state.rest.limits,
-    groups: HashMap.set(state.rest.limits.groups, group, limits),
-    metered: state.rest.limits.metered || RateLimit.countsTokens(limits)
-  })
+const withGroup = (state: PoolState.PoolState, group: string, limits: RateLimit.RateLimit): PoolState.PoolState => ({
+  ...state,
+  rest: ofGroup(state.rest, group, limits)
+})
 
 const withParty = (
   config: PoolState.Config,

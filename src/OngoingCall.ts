@@ -43,6 +43,8 @@ export interface OngoingCall {
   /** Where it would rather be; absent: anywhere. */
   readonly affinity: Affinity.Wish | undefined
   readonly trail: MutableRef.MutableRef<Trail>
+  /** Whether somebody has asked for the trail, whatever becomes of the call. */
+  readonly trailed: boolean
 }
 
 /**
@@ -52,7 +54,7 @@ export interface OngoingCall {
  * @category constructors
  */
 export const make = (
-  { settings }: PoolCore.PoolCore,
+  { settings }: Pick<PoolCore.PoolCore, "settings">,
   given: CallOptions.Settings,
   own: {
     readonly model?: string | undefined
@@ -91,7 +93,8 @@ export const make = (
       ? anyKind
       : { model, streaming: own.streaming === true },
     affinity: wishOf(own.affinity ?? given.affinity, own.resources ?? noResources),
-    trail: own.trail ?? MutableRef.make(emptyTrail)
+    trail: own.trail ?? MutableRef.make(emptyTrail),
+    trailed: own.trail !== undefined || given.trails !== undefined
   }
 }
 

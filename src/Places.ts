@@ -24,7 +24,8 @@ export const touch = (
   state: PoolState.PoolState,
   key: KeyState.KeyState,
   ended: number = state.ended,
-  latency: Latency.Latency = state.latency
+  latency: Latency.Latency = state.latency,
+  rest: PoolState.Rest = state.rest
 ): PoolState.PoolState => ({
   slots: SlotMap.set(state.slots, key.slot, key),
   index: state.index.update(key),
@@ -35,7 +36,7 @@ export const touch = (
   pace: state.pace,
   latency,
   nextOpening: state.nextOpening,
-  rest: state.rest
+  rest
 })
 
 /**
@@ -50,7 +51,8 @@ export const leased = (
   key: KeyState.KeyState,
   leases: number,
   calls: number,
-  pace: PoolState.Pace
+  pace: PoolState.Pace,
+  rest: PoolState.Rest = state.rest
 ): PoolState.PoolState => ({
   slots: SlotMap.set(state.slots, key.slot, key),
   index: index.update(key),
@@ -61,7 +63,7 @@ export const leased = (
   pace,
   latency: state.latency,
   nextOpening: state.nextOpening,
-  rest: state.rest
+  rest
 })
 
 /**

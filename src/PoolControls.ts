@@ -8,18 +8,24 @@ import * as Effect from "effect/Effect"
 import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
 import * as PubSub from "effect/PubSub"
+import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
 import * as Stream from "effect/Stream"
 import type * as ApiKey from "./ApiKey.js"
+import { CallOptions } from "./CallOptions.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
+import * as Explanation from "./Explanation.js"
+import * as Homes from "./Homes.js"
 import * as Keyring from "./Keyring.js"
 import type * as KeyState from "./KeyState.js"
 import * as MonotonicTime from "./MonotonicTime.js"
+import * as OngoingCall from "./OngoingCall.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolKeys from "./PoolKeys.js"
 import { type PoolSnapshot, snapshotOf } from "./PoolSnapshot.js"
 import * as PoolState from "./PoolState.js"
+import type * as RateLimit from "./RateLimit.js"
 import * as Sharing from "./Sharing.js"
 import type * as Telemetry from "./Telemetry.js"
 
@@ -33,6 +39,52 @@ import type * as Telemetry from "./Telemetry.js"
  */
 export const snapshot = ({ config, state }: PoolCore.PoolCore): Effect.Effect<PoolSnapshot> =>
   Effect.flatMap(MonotonicTime.now, (now) => Effect.map(Ref.get(state), (current) => snapshotOf(config, current, now)))
+
+/**
+ * What `explain` may be told of a call, beside what `CallOptions` around it say.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ExplainOptions {
+  readonly model?: string | undefined
+  readonly tokens?: RateLimit.Estimate | undefined
+  readonly affinity?: string | undefined
+  readonly resources?: ReadonlyArray<string> | undefined
+}
+
+/**
+ * What a call would meet that began now. Nothing is leased, and nothing changes.
+ *
+ * @since 0.1.0
+ * @category views
+ */
+export const explain = (
+  { config, settings, state }: PoolCore.PoolCore,
+  options: ExplainOptions
+): Effect.Effect<Explanation.Explanation> =>
+  Effect.gen(function*() {
+    const given = yield* CallOptions
+    const clock = yield* Effect.clock
+    const current = yield* Ref.get(state)
+    const random = config.strategy.randomised ? yield* Random.next : 0
+    const call = OngoingCall.make({ settings }, given, options, clock)
+    const request: PoolState.Request = {
+      call: 0,
+      model: call.model,
+      tokens: call.tokens,
+      avoid: [],
+      only: undefined,
+      ...Homes.within(current, call.affinity?.resources ?? [], call.startedAt),
+      affinity: call.affinity,
+      rotation: false,
+      random,
+      priority: call.priority
+    }
+    // A conversation whose own key soon may serve waits for it.
+    const home = Homes.awaited(config, current, request, call.startedAt)
+    return Explanation.of(config, current, { ...request, ...home }, call.startedAt)
+  })
 
 /**
  * The pool now, and after each change of a key's state.

@@ -4,6 +4,8 @@
  * @since 0.1.0
  */
 import * as HashMap from "effect/HashMap"
+import * as Option from "effect/Option"
+import * as RedBlackTree from "effect/RedBlackTree"
 import * as Schema from "effect/Schema"
 import * as Fault from "./Fault.js"
 import * as KeyState from "./KeyState.js"
@@ -105,6 +107,15 @@ export const PoolSnapshot = Schema.Struct({
   inFlight: Schema.Number,
   /** Calls that wait for a key. */
   waiting: Schema.Number,
+  /** The same, by lane: calls that the same keys can serve stand in one lane, mostly those of one model. */
+  lanes: Schema.Array(Schema.Struct({
+    model: optional(Schema.String),
+    waiting: Schema.Number,
+    /** Since when the first of them waits. */
+    since: Schema.Number,
+    /** When a key may serve it; absent when no moment is known. */
+    availableAt: optional(Schema.Number)
+  })),
   /** Calls and attempts so far. */
   calls: Schema.Number,
   attempts: Schema.Number
@@ -183,12 +194,32 @@ export const snapshotOf = (config: PoolState.Config, state: PoolState.PoolState,
     eligible: keys.filter((key) => key.closed === undefined).length,
     inFlight: keys.reduce((sum, key) => sum + key.inFlight, 0),
     waiting: state.rest.waiting,
+    lanes: [...HashMap.values(state.rest.lanes)].flatMap((lane) =>
+      Option.match(RedBlackTree.first(lane), {
+        onNone: () => [],
+        onSome: ([, { request, since }]) => {
+          const { at } = PoolState.opening(config, state, request, now)
+          return [{
+            ...(request.model === undefined ? {} : { model: request.model }),
+            waiting: RedBlackTree.size(lane),
+            since,
+            ...(Number.isFinite(at) ? { availableAt: at } : {})
+          }]
+        }
+      })
+    ),
     calls: state.calls,
     attempts: state.leases
   }
 }
 
-const gateOf = (closed: KeyState.Closed): typeof ClosedGate.Type => ({
+/**
+ * A gate as people see it.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const gateOf = (closed: KeyState.Closed): typeof ClosedGate.Type => ({
   gate: closed.gate,
   ...(closed.fault === undefined ? {} : { fault: closed.fault }),
   ...(Number.isFinite(closed.until) ? { until: closed.until } : {})

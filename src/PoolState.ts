@@ -535,16 +535,16 @@ export const groupBench = (state: PoolState, key: KeyState.KeyState): KeyState.B
 export const hasModels = (state: PoolState): boolean => HashMap.size(state.rest.models) > 0
 
 /**
- * Whether nothing is known that an attempt with this key could meet, or that its success could change: no trouble of the
- * key, its group or the provider, and no limit.
+ * Whether nothing is known that an attempt with this key could meet, or that its success could change, but for limits for
+ * all models: no trouble of the key, its group or the provider, nothing that others hold back, and no limit for the model.
  *
  * @since 0.1.0
  * @category getters
  */
 export const isUsual = (state: PoolState, key: KeyState.KeyState, model: string | undefined): boolean =>
-  state.rest.health.idle && key.gatedUntil === undefined && KeyState.isPlain(key) &&
-  (key.key.quotaGroup === undefined ||
-    (groupBench(state, key) === undefined && partyLimits(state, key) === undefined)) &&
+  state.rest.health.idle && state.rest.elsewhere === undefined && key.gatedUntil === undefined &&
+  KeyState.isWell(key) &&
+  groupBench(state, key) === undefined &&
   (model === undefined || (!hasModels(state) && modelLimits(state, key, model) === undefined))
 
 /**
@@ -676,23 +676,51 @@ export const modelGate = (
   now: number,
   tokens?: RateLimit.Estimate
 ): KeyState.Closed | undefined => {
-  if (key.key.models !== undefined && !key.key.models.has(model)) {
-    return { gate: "model", until: Infinity, earliest: Infinity, breakableAt: Infinity, fault: undefined }
-  }
+  if (key.key.models !== undefined && !key.key.models.has(model)) return unserved
   const limit = KeyState.limitGate(modelLimits(state, key, model), tokens, now)
-  const benches = HashMap.get(state.rest.models, model)
-  if (benches._tag === "None") return limit
-  const bench = KeyState.both(
-    KeyState.benchGate(config, Option.getOrUndefined(HashMap.get(benches.value.keys, key.slot)), now),
-    key.key.quotaGroup === undefined
+  return hasModels(state)
+    ? KeyState.both(limit, modelBenchGates(config, state, key, model, now).reduce(KeyState.both, undefined))
+    : limit
+}
+
+/** The same, each by itself. */
+const modelGates = (
+  config: Config,
+  state: PoolState,
+  key: KeyState.KeyState,
+  model: string,
+  now: number,
+  tokens: RateLimit.Estimate
+): ReadonlyArray<KeyState.Closed | undefined> => [
+  key.key.models !== undefined && !key.key.models.has(model) ? unserved : undefined,
+  ...modelBenchGates(config, state, key, model, now),
+  KeyState.limitGate(modelLimits(state, key, model), tokens, now)
+]
+
+const modelBenchGates = (
+  config: Config,
+  state: PoolState,
+  key: KeyState.KeyState,
+  model: string,
+  now: number
+): ReadonlyArray<KeyState.Closed | undefined> => {
+  const benches = Option.getOrUndefined(HashMap.get(state.rest.models, model))
+  if (benches === undefined) return []
+  const group = key.key.quotaGroup
+  return [
+    KeyState.benchGate(config, Option.getOrUndefined(HashMap.get(benches.keys, key.slot)), now),
+    group === undefined
       ? undefined
-      : KeyState.benchGate(
-        config,
-        Option.getOrUndefined(HashMap.get(benches.value.groups, key.key.quotaGroup)),
-        now
-      )
-  )
-  return KeyState.both(bench, limit)
+      : KeyState.benchGate(config, Option.getOrUndefined(HashMap.get(benches.groups, group)), now)
+  ]
+}
+
+const unserved: KeyState.Closed = {
+  gate: "model",
+  until: Infinity,
+  earliest: Infinity,
+  breakableAt: Infinity,
+  fault: undefined
 }
 
 /**
@@ -736,6 +764,30 @@ export const fullGate = (
   tokens?: RateLimit.Estimate
 ): KeyState.Closed | undefined =>
   KeyState.both(requestGate(config, state, key, model, now, tokens), providerGate(config, state, key.key, model, now))
+
+/**
+ * All the gates that hold a key back from a request, each by itself.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const closedGates = (
+  config: Config,
+  state: PoolState,
+  key: KeyState.KeyState,
+  { model, tokens = unknownTokens }: Wanted,
+  now: number
+): ReadonlyArray<KeyState.Closed> =>
+  [
+    ...KeyState.gates.map((look) => look(config, key, now)),
+    KeyState.benchGate(config, groupBench(state, key), now),
+    // What is told above of a key's own limits need not be told again, unless tokens make the difference.
+    KeyState.limitGate(key.limits, undefined, now) === undefined
+      ? KeyState.limitGate(partyLimits(state, key), tokens, now)
+      : undefined,
+    ...(model === undefined ? [] : modelGates(config, state, key, model, now, tokens)),
+    providerGate(config, state, key.key, model, now)
+  ].filter((closed) => closed !== undefined)
 
 /**
  * Until when the provider's breakers hold attempts for a model back: `undefined` if they do not, `"some"` if they do

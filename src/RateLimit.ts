@@ -276,13 +276,15 @@ export const reserve = (
     output: before.output + cost.output
   }
   return [{
-    ...self,
-    leased,
     declared: self.declared.map((limit) => DeclaredLimit.hold(limit, amount(limit.unit, cost))),
-    announced: self.announced.map((limit) => AnnouncedLimit.roll(limit, total(limit.unit, before), now)),
+    announced: self.announced.length === 0
+      ? self.announced
+      : self.announced.map((limit) => AnnouncedLimit.roll(limit, total(limit.unit, before), now)),
     learned: self.learned === undefined ? undefined : LearnedLimit.leased(self.learned, now),
+    leased,
+    typical: self.typical,
     at: now
-  }, { ...cost, leased }]
+  }, { input: cost.input, output: cost.output, leased }]
 }
 
 /**
@@ -324,6 +326,39 @@ export const spent = (
     at: now
   }
 }
+
+/**
+ * Whether nothing but declared limits is known.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const isDeclaredOnly = (self: RateLimit): boolean => self.announced.length === 0 && self.learned === undefined
+
+/**
+ * `answered`, `accepted` and `spent` in one step, for an attempt whose answer came whole, where only limits are known that
+ * were declared.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const settled = (
+  self: RateLimit,
+  reservation: Reservation,
+  usage: Usage | undefined,
+  now: number
+): RateLimit => ({
+  declared: self.declared.map((limit) =>
+    limit.unit === "requests"
+      ? DeclaredLimit.count(limit, 1, 1, now)
+      : DeclaredLimit.count(limit, amount(limit.unit, reservation), amount(limit.unit, usage ?? reservation), now)
+  ),
+  announced: self.announced,
+  learned: self.learned,
+  leased: self.leased,
+  typical: usage === undefined ? self.typical : seen(self.typical, usage.output),
+  at: now
+})
 
 /** One more output: the percentile goes up by 19 steps or down by one, and so comes to rest where 1 of 20 is above it. */
 const seen = (typical: Typical | undefined, output: number): Typical => {

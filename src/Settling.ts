@@ -19,6 +19,7 @@ import type * as Outcome from "./Outcome.js"
 import * as Places from "./Places.js"
 import * as PoolKeys from "./PoolKeys.js"
 import * as PoolState from "./PoolState.js"
+import * as RateLimit from "./RateLimit.js"
 import * as SlotMap from "./SlotMap.js"
 import type * as Telemetry from "./Telemetry.js"
 
@@ -70,11 +71,13 @@ const usually = (
 ): PoolState.Changed | undefined => {
   const key = SlotMap.get(state.slots, lease.slot)
   if (
-    key === undefined || key.id !== lease.key.id || lease.reserved !== undefined || lease.affinity !== undefined ||
-    heard.announced.length > 0 || !PoolState.isUsual(state, key, lease.model)
+    key === undefined || key.id !== lease.key.id || lease.affinity !== undefined || heard.announced.length > 0 ||
+    !PoolState.isUsual(state, key, lease.model)
   ) return undefined
+  const limits = limitsAfter(PoolState.partyLimits(state, key), lease, heard, end, now)
+  const group = key.key.quotaGroup
   const breaker = record(config, key.breaker, lease, "success", now)
-  if (breaker._tag !== "Closed") return undefined
+  if (limits === "unusual" || breaker._tag !== "Closed") return undefined
   const answered = KeyState.numbered(
     key,
     end ? key.inFlight - 1 : key.inFlight,
@@ -85,10 +88,32 @@ const usually = (
     now,
     lease.startedAt,
     now,
-    breaker
+    breaker,
+    group === undefined ? limits : key.limits
   )
+  // What it used may be more than it was thought to.
+  if (limits !== undefined && RateLimit.gate(limits, undefined, now) !== undefined) return undefined
   const ended = end ? state.ended + 1 : state.ended
-  return { state: Places.touch(state, answered, ended, timed(config, state, lease, now)), events: PoolState.noEvents }
+  const rest = group === undefined || limits === undefined ? state.rest : Limits.ofGroup(state.rest, group, limits)
+  return {
+    state: Places.touch(state, answered, ended, timed(config, state, lease, now), rest),
+    events: PoolState.noEvents
+  }
+}
+
+/** The limits of a key or its group after an answer, if no more happened to them than that; `unusual`: more may have. */
+const limitsAfter = (
+  limits: RateLimit.RateLimit | undefined,
+  { reserved }: PoolState.LeaseRecord,
+  { answered, sent, usage }: Limits.Heard,
+  end: boolean,
+  now: number
+): RateLimit.RateLimit | undefined | "unusual" => {
+  if (limits === undefined) return reserved === undefined ? undefined : "unusual"
+  return reserved?.party !== undefined && reserved.model === undefined && end && answered && sent &&
+      RateLimit.isDeclaredOnly(limits)
+    ? RateLimit.settled(limits, reserved.party, usage, now)
+    : "unusual"
 }
 
 /** How long attempts take, with the success of one more. */

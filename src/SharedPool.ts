@@ -263,7 +263,10 @@ export interface SharedPool {
   readonly tell: (notices: ReadonlyArray<Notice>) => Effect.Effect<Told>
   /** At most one round trip, and a bounded time (25 ms by default). A claim that is interrupted, or answered too late, is given back. */
   readonly claim: (claim: Claim) => Effect.Effect<Answer>
-  /** Does not wait for the engine. Tickets that it does not know (any more) change nothing. */
+  /**
+   * Does not wait for the engine. While that is away, what became of each ticket is kept, and told before `Joined`: else it
+   * would be held for ever. Tickets that the engine does not know (any more) change nothing.
+   */
   readonly settle: (ticket: Ticket, settled: Settled) => Effect.Effect<void>
 }
 
@@ -371,9 +374,9 @@ export const makeMemory: Effect.Effect<Memory> = Effect.map(Ref.make<World>(empt
             }),
           settle: (ticket, settled) =>
             update((world, now) => {
-              if (!isReached(world, member)) return [world, []]
-              const [engine, freed] = settleOne(engineOf(world, pool), ticket.id, settled, now)
-              return [withEngine(world, pool, engine), freed]
+              return isReached(world, member)
+                ? settleAll(world, pool, [[ticket.id, settled]], now)
+                : [keepSettled(world, member, [ticket.id, settled]), []]
             })
         } satisfies SharedPool
       }),
@@ -411,6 +414,8 @@ interface Member {
   readonly counted: boolean
   /** The epoch that it has heard all of. */
   readonly epoch: number
+  /** What became of its tickets while it was cut off. */
+  readonly unsettled: ReadonlyArray<readonly [ticket: string, settled: Settled]>
 }
 
 /** What the engine knows of one pool. */
@@ -516,7 +521,7 @@ const join = (
 ): readonly [number, World, ReadonlyArray<Delivery>] => {
   const number = world.joined
   const engine = engineOf(world, pool)
-  const member: Member = { pool, queue, cutSince: undefined, counted: true, epoch: engine.epoch }
+  const member: Member = { pool, queue, cutSince: undefined, counted: true, epoch: engine.epoch, unsettled: [] }
   const after = withEngine(
     withMember({ ...world, joined: number + 1 }, number, member),
     pool,
@@ -574,18 +579,24 @@ const cut = (world: World, which: number | undefined, now: number): readonly [Wo
 const rejoin = (world: World, which: number | undefined, now: number): readonly [World, ReadonlyArray<Delivery>] => {
   let next = world
   const joined: Array<readonly [number, Member, boolean]> = []
+  const deliveries: Array<Delivery> = []
   for (const [number, member] of world.members) {
     if ((which !== undefined && which !== number) || member.cutSince === undefined) continue
     const { epoch } = engineOf(world, member.pool)
-    next = withMember(next, number, { ...member, cutSince: undefined, counted: true, epoch })
+    const [settled, freed] = settleAll(next, member.pool, member.unsettled, now)
+    deliveries.push(...freed)
+    next = withMember(settled, number, { ...member, cutSince: undefined, counted: true, epoch, unsettled: [] })
     joined.push([number, member, member.counted && member.epoch === epoch])
   }
   return [
     next,
-    joined.flatMap(([number, { counted, pool }, kept]) => [
-      [number, allKnown(next, pool, kept, now)] as const,
-      ...(counted ? [] : countTold(next, pool, number))
-    ])
+    [
+      ...deliveries,
+      ...joined.flatMap(([number, { counted, pool }, kept]) => [
+        [number, allKnown(next, pool, kept, now)] as const,
+        ...(counted ? [] : countTold(next, pool, number))
+      ])
+    ]
   ]
 }
 
@@ -813,6 +824,29 @@ const limitName = ({ subject, unit, windowMillis }: Pick<SharedLimit, "subject" 
 
 const takenOf = (engine: Engine, name: string): Taken =>
   Option.getOrElse(HashMap.get(engine.limits, name), (): Taken => ({ held: HashMap.empty(), log: [] }))
+
+const keepSettled = (world: World, number: number, settled: Member["unsettled"][number]): World => {
+  const member = HashMap.get(world.members, number)
+  return member._tag === "None"
+    ? world
+    : withMember(world, number, { ...member.value, unsettled: [...member.value.unsettled, settled] })
+}
+
+const settleAll = (
+  world: World,
+  pool: string,
+  all: Member["unsettled"],
+  now: number
+): readonly [World, ReadonlyArray<Delivery>] => {
+  let engine = engineOf(world, pool)
+  const deliveries: Array<Delivery> = []
+  for (const [ticket, settled] of all) {
+    const [next, freed] = settleOne(engine, ticket, settled, now)
+    engine = next
+    deliveries.push(...freed)
+  }
+  return [withEngine(world, pool, engine), deliveries]
+}
 
 const settleOne = (
   engine: Engine,

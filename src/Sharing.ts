@@ -295,12 +295,14 @@ const tellChanges = (core: PoolCore.PoolCore, sharing: PoolCore.Sharing): Effect
       // Those that have ended by now: what they said is in the state.
       const endings = yield* Ref.getAndSet(sharing.endings, [])
       yield* exchange(core, sharing, undefined)
-      return yield* Effect.forEach(endings, (ended) => settle(sharing, ended), { discard: true })
+      return yield* settleAll(sharing, endings)
     }
-    yield* Ref.set(sharing.endings, [])
     // Keys may have come, or been given other limits.
     if (members > 1) yield* divide(core, members)
   })
+
+const settleAll = (sharing: PoolCore.Sharing, endings: ReadonlyArray<PoolCore.SharedLease>): Effect.Effect<void> =>
+  Effect.forEach(endings, (ended) => settle(sharing, ended), { discard: true })
 
 /**
  * Takes news into the state, and tells what has happened here since the last time: not what the others told.
@@ -378,6 +380,7 @@ const join = (
       SharedState.isNewer(version, Option.getOrUndefined(HashMap.get(known, keyId)))
     )
     const versions = newer.reduce((all, { keyId, version }) => HashMap.set(all, keyId, version), known)
+    const endings = yield* Ref.getAndSet(sharing.endings, [])
     const resets = yield* Ref.getAndSet(sharing.resets, [])
     const [pending, told] = yield* PoolCore.modify(core, (state, now) => {
       const pending = SharedState.notices(before, state, known, now)
@@ -403,8 +406,13 @@ const join = (
       before
     )
     if (!isKept) {
-      for (const [id, held] of sharing.leases) sharing.leases.set(id, { ...held, ticket: undefined })
+      for (const [id, held] of sharing.leases) {
+        sharing.leases.set(id, { ...held, ticket: undefined })
+        // One that was given since is known; it is taken anew with the others.
+        if (held.ticket !== undefined) yield* sharing.port.settle(held.ticket, { _tag: "Unsent" })
+      }
     }
+    yield* settleAll(sharing, endings)
     yield* declareHeld(sharing)
     yield* Ref.update(sharing.link, (link) => ({ ...link, joined: true }))
     yield* divide(core, 1)

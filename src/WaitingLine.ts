@@ -97,6 +97,15 @@ export const acquire = (
 }
 
 /**
+ * How many calls wait that come before a new one of normal priority: those of its lane.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const ahead = (state: PoolState.PoolState, request: PoolState.Request): number =>
+  Option.match(HashMap.get(state.rest.lanes, laneOf(request)), { onNone: () => 0, onSome: RedBlackTree.size })
+
+/**
  * Serves those who wait, in order, as far as keys can serve; refuses those whose wait cannot end in time.
  *
  * Most lanes are usual ones: nothing is held against a key for their model, so that what blocks one of them blocks them

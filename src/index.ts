@@ -12,6 +12,7 @@ export * as CallOptions from "./CallOptions.js"
 /** The circuit breaker: pure transitions, and a service. */
 export * as CircuitBreaker from "./CircuitBreaker.js"
 /** What can go wrong with an attempt. */
+export * as Explanation from "./Explanation.js"
 export * as Fault from "./Fault.js"
 /** The typed errors. */
 export * as KeymeshError from "./KeymeshError.js"

@@ -154,7 +154,7 @@ describe("KeyState", () => {
       step: 1,
       stamp: 1
     })
-    const after = KeyState.numbered({ ...others, bench }, 1, 2, 3, 4, 5, 6, 7, 8, numbers.breaker)
+    const after = KeyState.numbered({ ...others, bench }, 1, 2, 3, 4, 5, 6, 7, 8, numbers.breaker, undefined)
     assert.deepStrictEqual(after, { ...others, bench, ...numbers })
   })
 })

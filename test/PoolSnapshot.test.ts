@@ -35,6 +35,7 @@ describe("a snapshot", () => {
         eligible: 2,
         inFlight: 0,
         waiting: 0,
+        lanes: [],
         outages: [],
         calls: 0,
         attempts: 0

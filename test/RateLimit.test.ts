@@ -22,6 +22,27 @@ const until = (limits: RateLimit.RateLimit, now: number, estimate: RateLimit.Est
   RateLimit.gate(limits, estimate, now)?.until
 
 describe("declared limits", () => {
+  it.prop(
+    "an answer that came whole is taken in in one step as in three",
+    [
+      FastCheck.array(FastCheck.tuple(FastCheck.nat(400), FastCheck.nat(90), FastCheck.option(FastCheck.nat(200))), {
+        maxLength: 40
+      })
+    ],
+    ([answers]) => {
+      let limits = declared({ requestsPerMinute: 1_000, tokensPerMinute: 5_000, tokensPerDay: 20_000 })
+      let now = 0
+      for (const [waits, input, output] of answers) {
+        now += waits * 100
+        const [leased, reservation] = RateLimit.reserve(limits, { input, maxOutput: 50 }, now)
+        const usage = output === null ? undefined : { input, output }
+        const three = RateLimit.accepted(RateLimit.answered(leased, now + 5), reservation.leased, now + 5)
+        limits = RateLimit.settled(leased, reservation, usage, now + 5)
+        expect(limits).toEqual(RateLimit.spent(three, reservation, usage, now + 5))
+      }
+    }
+  )
+
   it("A1: of 100 at once, 10 per minute let exactly 10 through, and the next one window after the first answer", () => {
     let limits = declared({ requestsPerMinute: 10 })
     let passed = 0

@@ -263,7 +263,11 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
       assert.isAtMost((yield* refused(b, probe(key("k")))).forMillis, 300)
       yield* RedisServer.until(b.claim(probe(key("k"))), ({ _tag }) => _tag === "Granted")
       yield* b.tell([cooldown(group("g"), 600_000)])
-      assert.deepInclude(yield* refused(a, probe(group("g"))), { gate: "probing", subject: group("g"), forMillis: 1_000 })
+      assert.deepInclude(yield* refused(a, probe(group("g"))), {
+        gate: "probing",
+        subject: group("g"),
+        forMillis: 1_000
+      })
       yield* granted(a, probe(key("l")))
     }))
 
