@@ -65,7 +65,7 @@ export interface Check {
  * @example
  * ```ts
  * import { Effect } from "effect"
- * import type * as PoolStore from "effect-keymesh/PoolStore"
+ * import * as PoolStore from "effect-keymesh/PoolStore"
  * import * as PoolStoreContract from "effect-keymesh/PoolStoreContract"
  *
  * // In place of the store in memory, your own.

@@ -62,7 +62,7 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
     const keeps = core.store !== PoolStore.none
     const { loads, pause } = yield* Upkeep
     const storeWorks = yield* Ref.make(true)
-    const worded = yield* Ref.make<Worded>({ changes: 0, resources: [] })
+    const worded = yield* Ref.make<Worded>({ ended: 0, changes: 0, resources: [] })
     const found = yield* Ref.make<Went>("late")
     const { sharing } = core
     const loading = Effect.zipRight(
@@ -85,7 +85,7 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
       const saving = saver(core, storeWorks, found, worded, pause)
       yield* Effect.forkIn(Effect.interruptible(Effect.zipRight(loaded ?? Effect.void, saving)), scope)
       yield* Effect.forkIn(Effect.interruptible(gatherer(core)), scope)
-      yield* Effect.forkIn(Effect.interruptible(accountant(core, pause)), scope)
+      yield* Effect.forkIn(Effect.interruptible(accountant(core, worded, pause)), scope)
     }
     yield* Effect.addFinalizer(() =>
       Effect.gen(function*() {
@@ -196,18 +196,20 @@ const gatherer = (core: PoolCore.PoolCore) =>
     yield* Queue.offer(core.dirty, undefined)
   }))
 
-/** Lets mere uses gather, which count against limits, before the pool is saved because of them. */
-const accountant = (core: PoolCore.PoolCore, pause: Settings["pause"]) =>
+/** Lets mere uses gather, which count against limits, before the pool is saved because of them alone. */
+const accountant = (core: PoolCore.PoolCore, worded: Ref.Ref<Worded>, pause: Settings["pause"]) =>
   Effect.forever(Effect.gen(function*() {
     MutableRef.set(core.unused, true)
     yield* Queue.take(core.used)
-    const { slots } = yield* Ref.get(core.state)
-    yield* pause(useMillis + slots.size * useMillisPerKey)
-    yield* Queue.offer(core.dirty, undefined)
+    const { rest, slots } = yield* Ref.get(core.state)
+    yield* pause(useMillis + slots.size * useMillisPerKey + Affinity.size(rest.affinity.resources) * gatherMillis)
+    const { ended } = yield* Ref.get(core.state)
+    if (ended !== (yield* Ref.get(worded)).ended) yield* Queue.offer(core.dirty, undefined)
   }))
 
-/** The stored resources as they were put into words last: of many, that is most of the work. */
+/** What was put into words last: how many leases had ended, and the stored resources; of many, that is most of the work. */
 interface Worded {
+  readonly ended: number
   readonly changes: number
   readonly resources: ReadonlyArray<PoolRecord.StoredResources>
 }
@@ -247,7 +249,7 @@ const save = ({ config, state, store }: PoolCore.PoolCore, worded: Ref.Ref<Worde
     const resources = before.changes === changes && !current.rest.closed
       ? before.resources
       : PoolRecord.resourcesOf(current, now, offset)
-    yield* Ref.set(worded, { changes, resources })
+    yield* Ref.set(worded, { ended: current.ended, changes, resources })
     yield* store.save(config.pool, PoolRecord.fromState(current, now, offset, resources))
   })
 
