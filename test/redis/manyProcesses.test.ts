@@ -167,9 +167,10 @@ describe.skipIf(!RedisServer.isHere)(`P4: ${count} processes, one pool`, () => {
       assert.deepStrictEqual(reports.flatMap(({ failed }) => failed), [])
       assert.strictEqual(sum(reports.map(({ served }) => served)), count * 2 * 120)
       const bad = seen.filter(({ label }) => label === "bad").map(({ at }) => at)
-      // What was on its way until the breaker was open for all; from then on one probe for each second.
-      const probes = bad.filter((at) => at > (bad[0] ?? 0) + 900)
-      assert.isAtMost(bad.length - probes.length, count * 2 + 3)
+      // At first all that was on its way when the breaker opened, which takes a while where processes are more than cores;
+      // from then on one probe for each second.
+      const probes = bad.filter((at) => at > (bad[0] ?? 0) + 3_000)
+      assert.isBelow(bad.length - probes.length, 3 * count * 2)
       assert.isAtLeast(probes.length, 3)
       for (const [i, at] of probes.entries()) {
         if (i > 0) assert.isAbove(at - (probes[i - 1] ?? 0), 950)
