@@ -46,8 +46,11 @@ export interface Lease {
   readonly announced: (limits: ReadonlyArray<AnnouncedLimit.Said>) => void
   /** Tells how many tokens the attempt used, before `end`: limits of tokens then count these, not the estimate. */
   readonly used: (usage: RateLimit.Usage) => void
-  /** Whether limits count the tokens of the attempt, so that it makes a difference what is told by `used`. */
-  readonly metered: Effect.Effect<boolean>
+  /**
+   * Whether limits count the tokens of the attempt, so that it makes a difference what is told by `used`; `undefined`
+   * where it took nothing of any limit.
+   */
+  readonly metered: Effect.Effect<boolean> | undefined
   /**
    * Says that the answer names these stored resources, by the provider's ids: files, batches, stored answers. Calls that
    * name one of them go to the key's group from now on (`RunOptions.resources`).
@@ -170,7 +173,7 @@ class Held implements HeldLease {
     const { core, record } = this.#parts
     const taken = record.reserved?.party
     return taken === undefined || taken.input + taken.output === 0
-      ? Effect.succeed(false)
+      ? undefined
       : Effect.map(Ref.get(core.state), ({ rest }) => rest.limits.metered)
   }
 

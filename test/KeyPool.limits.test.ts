@@ -1,10 +1,12 @@
 /** What a pool does about limits, on the virtual clock. */
 import { assert, describe } from "@effect/vitest"
 import * as Clock from "effect/Clock"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as TestClock from "effect/TestClock"
 import type * as AnnouncedLimit from "../src/AnnouncedLimit.js"
+import * as CallOptions from "../src/CallOptions.js"
 import * as Fault from "../src/Fault.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Outcome from "../src/Outcome.js"
@@ -109,6 +111,44 @@ describe("A1: declared limits", () => {
       ])
       yield* TestClock.adjust("1 minute")
       assert.strictEqual((yield* keyOf(pool, "b")).closed, undefined)
+    }))
+
+  test("C3: whose answer would come after its budget lets others go first, and is served when there are none", () =>
+    Effect.gen(function*() {
+      const began = yield* Clock.currentTimeMillis
+      const provider = yield* upstream(() => ok(5_000))
+      const pool = yield* KeyPool.make({
+        keys: keys("a", { a: { limits: { concurrency: 1 } } }),
+        ...plain,
+        budget: "2 minutes"
+      })
+      // Answers take 5 seconds, as is known after 20.
+      for (let i = 0; i < 20; i++) {
+        const known = yield* Effect.fork(pool.run(provider.send))
+        yield* TestClock.adjust("5 seconds")
+        yield* Fiber.join(known)
+      }
+      const run = (budget: Duration.DurationInput) =>
+        Effect.fork(
+          pool.run(provider.send).pipe(
+            Effect.zipRight(Clock.currentTimeMillis),
+            Effect.map((at) => at - began - 100_000),
+            CallOptions.withOptions({ budget })
+          )
+        )
+      const busy = yield* run("1 minute")
+      const late = yield* run("7 seconds")
+      const timely = yield* run("1 minute")
+      yield* TestClock.adjust("20 seconds")
+      assert.strictEqual(yield* Fiber.join(busy), 5_000)
+      assert.strictEqual(yield* Fiber.join(timely), 10_000)
+      assert.strictEqual((yield* Effect.flip(Fiber.join(late)))._tag, "AllKeysExhausted")
+      // With nobody behind, it is served all the same.
+      const again = yield* run("1 minute")
+      const alone = yield* run("7 seconds")
+      yield* TestClock.adjust("20 seconds")
+      assert.strictEqual(yield* Fiber.join(again), 25_000)
+      assert.strictEqual(yield* Fiber.join(alone), 30_000)
     }))
 
   test("tokens: a large request at the head is not passed by small ones behind it", () =>

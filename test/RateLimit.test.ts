@@ -304,20 +304,21 @@ describe("announced limits", () => {
 
   it("A2: a window is over when the earliest of its answers says so: a reset counts from when the provider looked", () => {
     let limits = RateLimit.empty
-    for (const [asked, tookMillis] of [[0, 900], [1_000, 100], [2_000, 800], [3_000, 700], [4_000, 200]] as const) {
-      const [next, { leased }] = taken(limits, {}, asked)
-      const said = { name: "requests", limit: 5, remaining: 4 - asked / 1_000, resetMillis: 20_000 - asked }
-      limits = RateLimit.announced(next, leased, [said], asked + tookMillis)
+    for (const [i, tookMillis] of [900, 400, 800, 700, 600, 500, 150, 600, 900].entries()) {
+      const [next, { leased }] = taken(limits, {}, i * 1_000)
+      const said = { name: "requests", limit: 9, remaining: 8 - i, resetMillis: 20_000 - i * 1_000 }
+      limits = RateLimit.announced(next, leased, [said], i * 1_000 + tookMillis)
     }
-    const end = until(limits, 4_200) ?? 0
+    const end = until(limits, 8_900) ?? 0
     expect(end).toBeGreaterThanOrEqual(20_000)
-    expect(end).toBeLessThanOrEqual(20_200)
+    // The last answer alone would say 20,900.
+    expect(end).toBeLessThanOrEqual(20_400)
     // What was reckoned, and not told, binds no answer.
     const [rolled, { leased }] = taken(limits, {}, end)
     const later = RateLimit.announced(
       rolled,
       leased,
-      [{ name: "requests", limit: 5, remaining: 0, resetMillis: 60_000 }],
+      [{ name: "requests", limit: 9, remaining: 0, resetMillis: 60_000 }],
       end + 10
     )
     expect(until(later, end + 10)).toBe(end + 60_010)

@@ -383,17 +383,17 @@ const plain = (
   begun: PlainBody.Begun | undefined,
   json: boolean
 ): Effect.Effect<Answer> =>
-  Effect.map(
-    Effect.zip(json && response.body !== null ? lease.metered : Effect.succeed(false), Effect.clock),
-    ([holds, clock]) => {
-      const { fork, onCollected, onLate, onOpened } = environment
-      // Where tokens are counted, the lease ends with the body, which tells how many they were.
-      const arrivedAt = MonotonicTime.nowOf(clock)
-      const unwatch = holds ? fork(lease.endWhenIdle(() => arrivedAt)) : () => {}
+  Effect.suspend(() => {
+    const { fork, onCollected, onLate, onOpened } = environment
+    /** Where tokens are counted, the lease ends with the body, which tells how many they were: so `holds`. */
+    const handedOn = (holds: boolean, unwatch: () => void): Answer => {
       let uncollect = () => {}
       let close = () => {}
       const headers = Scrub.values(secret)(response.headers)
-      const unlink = link(request, (reason) => controller.abort(reason))
+      const unlink = link(request, (reason) => {
+        controller.abort(reason)
+        if (holds) fork(lease.end)
+      })
       const ended = () => {
         unlink()
         uncollect()
@@ -424,7 +424,13 @@ const plain = (
       }
       return { response: answer, fault: undefined, holds }
     }
-  )
+    const metered = json && response.body !== null ? lease.metered : undefined
+    if (metered === undefined) return Effect.succeed(handedOn(false, () => {}))
+    return Effect.zipWith(metered, Effect.clock, (holds, clock) => {
+      const arrivedAt = MonotonicTime.nowOf(clock)
+      return handedOn(holds, holds ? fork(lease.endWhenIdle(() => arrivedAt)) : () => {})
+    })
+  })
 
 /** Remembers, by the key of the attempt, what an answer tells of stored resources; `undefined` if it tells nothing. */
 const learning = (
