@@ -352,7 +352,11 @@ const tell = (
     const answer = yield* sharing.port.tell(notices)
     if (answer._tag === "Away") {
       yield* Ref.update(sharing.resets, (later) => [...resets, ...later])
-      return yield* Ref.update(sharing.link, (link) => ({ ...link, told: before }))
+      const waits = yield* Ref.modify(
+        sharing.link,
+        (link) => [link.retelling, { ...link, told: before, retelling: true }]
+      )
+      return yield* waits ? Effect.void : Effect.forkDaemon(retell(sharing))
     }
     yield* remember(sharing, answer.breakers)
     for (const { keyId, state: stands } of answer.breakers) {
@@ -361,6 +365,14 @@ const tell = (
       // Somebody else was first.
       yield* exchange(core, sharing, (state, now) => SharedState.transited(core.config, state, keyId, stands, now))
     }
+  })
+
+/** The engine may be slow only: then nobody else says that it is time to tell. */
+const retell = ({ changed, link }: PoolCore.Sharing): Effect.Effect<void> =>
+  Effect.gen(function*() {
+    yield* Effect.sleep(againMillis)
+    yield* Ref.update(link, (link) => ({ ...link, retelling: false }))
+    yield* Queue.offer(changed, undefined)
   })
 
 // ------------------------------------------------------------------------------------------------------------- joining
@@ -389,6 +401,7 @@ const join = (
     })
     const since = isKept ? link.awaySince : -Infinity
     yield* Ref.set(sharing.link, {
+      ...link,
       joined: false,
       members: Math.max(1, news.members),
       awaySince: link.joined ? yield* MonotonicTime.now : link.awaySince,
