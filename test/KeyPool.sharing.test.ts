@@ -96,13 +96,20 @@ describe("P4: what is told", () => {
 
   test("P4: of two cooldowns that are told at the same time the longer one holds, on both sides", () =>
     Effect.gen(function*() {
-      const { engine, here, there } = yield* pair({ keys: keys("a"), ...plain })
+      const { engine, here, there } = yield* pair({ keys: keys("ab"), ...plain })
+      const limited = (pool: KeyPool.Service, label: string, seconds: number) =>
+        report(pool, label, "QuotaExhausted", { reset: Duration.seconds(seconds), scope: "key" })
       yield* engine.slow(10)
-      yield* report(here, "a", "RateLimited", { wait: "10 seconds", scope: "key" })
-      yield* report(there, "a", "RateLimited", { wait: "20 seconds", scope: "key" })
-      yield* TestClock.adjust(20)
-      assert.isAtLeast((yield* closedFor(there, "a")) ?? 0, 20_000)
-      assert.isAtLeast((yield* closedFor(here, "a")) ?? 0, 20_000)
+      yield* limited(here, "a", 10)
+      yield* limited(there, "a", 20)
+      yield* TestClock.adjust(30)
+      yield* limited(here, "b", 20)
+      yield* limited(there, "b", 10)
+      yield* TestClock.adjust(30)
+      for (const pool of [here, there]) {
+        assert.isAtLeast((yield* closedFor(pool, "a")) ?? 0, 19_900)
+        assert.isAtLeast((yield* closedFor(pool, "b")) ?? 0, 19_900)
+      }
     }))
 
   test("P4: what an engine was too slow to take in is told again", () =>
