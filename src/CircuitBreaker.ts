@@ -581,23 +581,26 @@ export const transition = (before: State, after: State, now: number): Transition
   }
 
 const count = Schema.Number.pipe(Schema.int(), Schema.nonNegative())
+/** That it never goes back tells an older transition from a newer one; absent: 0. */
+const generation = Schema.optionalWith(count, { exact: true })
 
 /**
- * What outlives a process. Times are of the wall clock, in milliseconds since the epoch; probe, generation and window
- * belong to the process and are not kept.
+ * What outlives a process. Times are of the wall clock, in milliseconds since the epoch; probe and window belong to the
+ * process and are not kept.
  *
  * @since 0.1.0
  * @category persistence
  */
 export const Stored = Schema.Union(
-  Schema.TaggedStruct("Closed", { failures: count, trips: count }),
+  Schema.TaggedStruct("Closed", { failures: count, trips: count, generation }),
   Schema.TaggedStruct("Open", {
     until: Schema.Number.pipe(Schema.finite()),
     /** How long the opening was meant to last, from its beginning. */
     waitMillis: Schema.Number.pipe(Schema.finite(), Schema.nonNegative()),
-    trips: count
+    trips: count,
+    generation
   }),
-  Schema.TaggedStruct("Isolated", { trips: count })
+  Schema.TaggedStruct("Isolated", { trips: count, generation })
 )
 
 /**
@@ -614,31 +617,34 @@ export type Stored = typeof Stored.Type
  * @category persistence
  */
 export const toStored = (state: State, now: number, wallOffset: number): Stored => {
+  const { generation, trips } = state
   switch (state._tag) {
     case "Closed":
-      return { _tag: "Closed", failures: state.failures, trips: state.trips }
+      return { _tag: "Closed", failures: state.failures, trips, generation }
     case "HalfOpen":
-      return { _tag: "Open", until: now + wallOffset, waitMillis: 0, trips: state.trips }
+      return { _tag: "Open", until: now + wallOffset, waitMillis: 0, trips, generation }
     case "Open":
       return state.until === Infinity
-        ? { _tag: "Isolated", trips: state.trips }
+        ? { _tag: "Isolated", trips, generation }
         : {
           _tag: "Open",
           until: state.until + wallOffset,
           waitMillis: Math.max(0, state.until - state.openedAt),
-          trips: state.trips
+          trips,
+          generation
         }
   }
 }
 
 /**
  * The state that was kept. What remains of a cooldown is never longer than the whole of it was, however the wall clock
- * was changed in between. `generation` must be greater than that of any state it replaces.
+ * was changed in between. `before` must be greater than the generation of any state it replaces.
  *
  * @since 0.1.0
  * @category persistence
  */
-export const fromStored = (stored: Stored, now: number, wallOffset: number, generation = 0): State => {
+export const fromStored = (stored: Stored, now: number, wallOffset: number, before = 0): State => {
+  const generation = Math.max(before, stored.generation ?? 0)
   switch (stored._tag) {
     case "Closed":
       return closed(generation, stored.failures, stored.trips)

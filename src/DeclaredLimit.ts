@@ -241,6 +241,48 @@ export const divided = (self: DeclaredLimit, parts: number): DeclaredLimit => {
 export const partOf = (whole: number, parts: number): number =>
   parts <= 1 ? whole : Math.max(1, Math.floor(whole / parts))
 
+/**
+ * What of a limit was taken, and from when on it counts.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Use {
+  readonly at: number
+  readonly amount: number
+}
+
+/**
+ * What is taken now, in order of time. Of what is in flight nobody knows when it will be answered: it counts from now.
+ *
+ * @since 0.1.0
+ * @category persistence
+ */
+export const uses = (self: DeclaredLimit, now: number): ReadonlyArray<Use> => {
+  const past = now - self.windowMillis
+  const taken: Array<Use> = []
+  for (let at = firstAfter(self, (entry) => entry.at > past); at < self.next; at++) {
+    const entry = entryAt(self, at)
+    if (entry !== undefined) taken.push({ at: entry.at, amount: entry.sum - sumBefore(self, at) })
+  }
+  if (self.held > 0) taken.push({ at: now, amount: self.held })
+  return taken
+}
+
+/**
+ * With what else was taken, by somebody before.
+ *
+ * @since 0.1.0
+ * @category persistence
+ */
+export const withUses = (self: DeclaredLimit, others: ReadonlyArray<Use>, now: number): DeclaredLimit => {
+  const past = now - self.windowMillis
+  const own = uses({ ...self, held: 0 }, now)
+  const all = [...own, ...others].filter(({ at }) => at > past).sort((a, b) => a.at - b.at)
+  const empty = { ...make(self.unit, self.limit, self.windowMillis), whole: self.whole, held: self.held }
+  return all.reduce((next, { amount, at }) => count(next, 0, amount, at), empty)
+}
+
 /** Drops what no longer counts. */
 const forget = (self: DeclaredLimit, now: number): DeclaredLimit => {
   const past = now - self.windowMillis

@@ -193,6 +193,29 @@ export const mapParty = (
 }
 
 /**
+ * What is known of the limits of a key or its group, for one model or for all (`undefined`), as a store knows it. The
+ * key's own place is the caller's to mend.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const restore = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  model: string | undefined,
+  f: (limits: RateLimit.RateLimit) => RateLimit.RateLimit,
+  now: number
+): Changed => {
+  if (model !== undefined) {
+    const before = PoolState.modelLimits(state, key, model) ?? RateLimit.empty
+    return { state: withModel(state, key, model, f(before), now), key }
+  }
+  const before = PoolState.partyLimits(state, key)
+  return withParty(config, { state, key }, before, f(before ?? RateLimit.empty), now)
+}
+
+/**
  * Forgets what was announced to a key and its group, and what was learned of them, for all models and for single ones.
  *
  * @since 0.1.0

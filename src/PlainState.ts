@@ -6,7 +6,6 @@
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import * as Either from "effect/Either"
 import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -16,6 +15,7 @@ import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as DurableFile from "./DurableFile.js"
 import type { ConfigurationError } from "./KeymeshError.js"
 import * as PoolStore from "./PoolStore.js"
 import * as Checks from "./Settings.js"
@@ -64,7 +64,7 @@ export const make = (
       return yield* Checks.refuse("stateFile", "goes with `state: \"file\"` only")
     }
     if (state === undefined || state === "memory") return PoolStore.none
-    if (state === "file") return ofBackend(yield* fileBackend(file))
+    if (state === "file") return yield* inFile(file)
     if (Layer.isLayer(state)) {
       // What it needs and may fail with is in the type of the setting; of another layer the store says so when asked.
       return yield* ofLayer(state as Layer.Layer<PoolStore.PoolStore, unknown>)
@@ -189,54 +189,121 @@ const shareLater = (
 // ----------------------------------------------------------------------------------------------------------------- file
 
 /**
- * One JSON file with the records of all pools that name it. It is read and written in one go, so that pools of one
- * process do not overwrite each other; and replaced as a whole, so that it can always be read.
+ * One JSON file with the records of all pools that name it, replaced as a whole: see `DurableFile`. It is read on the
+ * spot, and written beside what goes on.
  */
-const fileBackend = (path: unknown): Checks.Checked<Backend> => {
-  if (path !== undefined && (typeof path !== "string" || path.trim() === "")) {
-    return Checks.refuse("stateFile", "must be the path of a file")
-  }
-  const at = path ?? ".keymesh-state.json"
-  const fs = platform.process?.getBuiltinModule?.("node:fs")
-  if (fs === undefined) {
-    return Checks.refuse("state", "this platform has no files: give an object with the functions `load` and `save`")
-  }
-  const all = (): unknown => fs.existsSync(at) ? JSON.parse(fs.readFileSync(at, "utf8")) : {}
-  const readable = (): Record<string, unknown> => {
-    try {
-      const read = all()
-      return Predicate.isRecord(read) ? read : {}
-    } catch {
-      return {}
+const inFile = (path: unknown): Effect.Effect<PoolStore.Service, ConfigurationError> =>
+  Effect.gen(function*() {
+    if (path !== undefined && (typeof path !== "string" || path.trim() === "")) {
+      return yield* Checks.refuse("stateFile", "must be the path of a file")
     }
-  }
-  return Either.right({
-    load: (pool) => {
-      const read = all()
-      return Predicate.isRecord(read) && Object.hasOwn(read, pool) ? read[pool] : undefined
-    },
-    save: (pool, record) => {
-      const folder = at.replace(/[^/\\]*$/, "")
-      if (folder !== "") fs.mkdirSync(folder, { recursive: true })
-      const beside = `${at}.${platform.process?.pid ?? 0}.tmp`
-      fs.writeFileSync(beside, JSON.stringify({ ...readable(), [pool]: record }), { mode: 0o600 })
-      fs.renameSync(beside, at)
+    const fs = platform.process?.getBuiltinModule?.("node:fs")
+    if (fs === undefined) {
+      return yield* Checks.refuse(
+        "state",
+        "this platform has no files: give an object with the functions `load` and `save`"
+      )
+    }
+    const [, folder = "", name = ""] = /^(.*[/\\])?([^/\\]*)$/s.exec(path ?? ".keymesh-state.json") ?? []
+    if (name === "") return yield* Checks.refuse("stateFile", "must be the path of a file")
+    const files = yield* DurableFile.inDirectory(filesOf(fs), folder === "" ? "." : folder)
+    const read = Effect.mapError(files.read(name), unreachable)
+    return {
+      load: (pool) =>
+        Effect.flatMap(read, (bytes) => {
+          if (Option.isNone(bytes)) return Effect.succeedNone
+          return Effect.flatMap(
+            recordsOf(bytes.value),
+            (records) => Object.hasOwn(records, pool) ? recordOf(records[pool]) : Effect.succeedNone
+          ).pipe(
+            Effect.tapError(() => files.keepAside(name, bytes.value))
+          )
+        }),
+      save: (pool, record) =>
+        turns.withPermits(1)(Effect.gen(function*() {
+          const bytes = yield* read
+          const others = Option.isNone(bytes)
+            ? {}
+            : yield* Effect.catchAll(recordsOf(bytes.value), () => Effect.as(files.keepAside(name, bytes.value), {}))
+          // A name is no more than a name, also where it is `__proto__`.
+          const records = Object.fromEntries([...Object.entries(others), [pool, PoolStore.encode(record)]])
+          yield* Effect.mapError(
+            files.write(name, new TextEncoder().encode(JSON.stringify(records))),
+            unreachable
+          )
+        }))
     }
   })
+
+const recordsOf = (bytes: Uint8Array): Effect.Effect<Record<string, unknown>, PoolStore.StoreError> =>
+  Effect.flatMap(
+    Effect.try({
+      try: (): unknown => JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)),
+      catch: () => new PoolStore.StoreError({ problem: "unreadable", detail: "it is no JSON" })
+    }),
+    (read) =>
+      Predicate.isRecord(read)
+        ? Effect.succeed(read)
+        : new PoolStore.StoreError({ problem: "unreadable", detail: "it has no records" })
+  )
+
+/** Pools of one process take turns, so that none overwrites another's record in the file that they share. */
+const turns = Effect.unsafeMakeSemaphore(1)
+
+const filesOf = (fs: NodeFs): DurableFile.Files<unknown> => {
+  const files = fs.promises
+  const doing = <A>(work: () => Promise<A>) => Effect.tryPromise({ try: work, catch: (cause) => cause })
+  const synced = async (path: string, flag: string, mode?: number, bytes?: Uint8Array) => {
+    const file = await files.open(path, flag, mode)
+    try {
+      if (bytes !== undefined) await file.writeFile(bytes)
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+  }
+  return {
+    join: (folder, name) => folder === "." ? name : `${folder}${name}`,
+    read: (path) =>
+      Effect.try({
+        try: () => fs.existsSync(path) ? Option.some(fs.readFileSync(path)) : Option.none(),
+        catch: (cause) => cause
+      }),
+    create: (path, bytes) =>
+      doing(() => synced(path, "wx", 0o600, bytes)).pipe(
+        Effect.tapError((cause) =>
+          Predicate.hasProperty(cause, "code") && cause.code === "EEXIST"
+            ? Effect.void
+            : Effect.ignore(doing(() => files.unlink(path)))
+        )
+      ),
+    rename: (from, to) => doing(() => files.rename(from, to)),
+    remove: (path) => doing(() => files.unlink(path)),
+    list: (folder) => doing(() => files.readdir(folder)),
+    writtenAt: (path) => Effect.map(doing(() => files.stat(path)), ({ mtimeMs }) => mtimeMs),
+    makeDirectory: (path) => doing(() => files.mkdir(path, { recursive: true, mode: 0o700 })),
+    syncDirectory: (path) => doing(() => synced(path, "r"))
+  }
 }
 
-/** Asked for at run time, so that nothing of Node.js is imported where it is not there. */
-const platform = globalThis as {
-  readonly process?: {
-    readonly pid?: number
-    readonly getBuiltinModule?: (id: "node:fs") =>
-      | {
-        existsSync(path: string): boolean
-        readFileSync(path: string, encoding: "utf8"): string
-        mkdirSync(path: string, options: { readonly recursive: true }): unknown
-        writeFileSync(path: string, text: string, options: { readonly mode: number }): void
-        renameSync(from: string, to: string): void
-      }
-      | undefined
+/** What is used of `node:fs`, asked for at run time, so that nothing of Node.js is imported where it is not there. */
+interface NodeFs {
+  existsSync(path: string): boolean
+  readFileSync(path: string): Uint8Array
+  readonly promises: {
+    open(path: string, flag: string, mode?: number): Promise<{
+      writeFile(bytes: Uint8Array): Promise<void>
+      sync(): Promise<void>
+      close(): Promise<void>
+    }>
+    rename(from: string, to: string): Promise<void>
+    unlink(path: string): Promise<void>
+    readdir(path: string): Promise<ReadonlyArray<string>>
+    stat(path: string): Promise<{ readonly mtimeMs: number }>
+    mkdir(path: string, options: { readonly recursive: true; readonly mode: number }): Promise<unknown>
   }
+}
+
+const platform = globalThis as {
+  readonly process?: { readonly getBuiltinModule?: (id: "node:fs") => NodeFs | undefined }
 }

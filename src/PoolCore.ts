@@ -54,6 +54,9 @@ export interface PoolCore {
   readonly dirty: Queue.Queue<void>
   /** Says that it became known where some resource is stored. */
   readonly learned: Queue.Queue<void>
+  /** Whether nothing has ended since uses were looked at; then what ends next says so through `used`. */
+  readonly unused: MutableRef.MutableRef<boolean>
+  readonly used: Queue.Queue<void>
   /** What calls wait for, where the pool is there before its record is. */
   readonly loaded?: Effect.Effect<void> | undefined
   /** The attempts whose answers belong to nobody yet, by lease, as far as their time is limited; each of them comes and goes. */
@@ -158,6 +161,7 @@ export const make = (
     const dirty = yield* Queue.sliding<void>(1)
     const learned = yield* Queue.sliding<void>(1)
     const begun = yield* Queue.sliding<void>(1)
+    const used = yield* Queue.sliding<void>(1)
     const drains = yield* Ref.make(HashMap.empty<string, Deferred.Deferred<void>>())
     const sharing = store.share === undefined
       ? undefined
@@ -174,6 +178,8 @@ export const make = (
       wake,
       dirty,
       learned,
+      unused: MutableRef.make(false),
+      used,
       running: new Map(),
       unwatched: MutableRef.make(true),
       begun,
@@ -260,6 +266,10 @@ export const settle = (
   heard?: Limits.Heard
 ): Effect.Effect<void> => {
   const now = MonotonicTime.nowOf(clock)
+  if (end && MutableRef.get(core.unused)) {
+    MutableRef.set(core.unused, false)
+    core.used.unsafeOffer(undefined)
+  }
   return Effect.flatMap(
     Ref.modify(core.state, (before): readonly [Effect.Effect<void> | undefined, PoolState.PoolState] => {
       const changed = Settling.settle(core.config, before, record, outcome, end, now, random, heard)

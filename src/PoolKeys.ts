@@ -14,6 +14,7 @@ import * as Limits from "./Limits.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
 import * as RateLimit from "./RateLimit.js"
+import * as SlotMap from "./SlotMap.js"
 import type * as Telemetry from "./Telemetry.js"
 
 /**
@@ -177,12 +178,26 @@ export const benchModel = (
   bench: (own: KeyState.Bench | undefined) => KeyState.Bench,
   now: number
 ): PoolState.PoolState => {
-  const key = scope === "key"
-    ? PoolState.find(state, of)
-    : PoolState.keys(state).find((key) => key.key.quotaGroup === of)
+  const key = memberOf(state, scope, of)
   return key === undefined
     ? state
     : Benches.imposeOnModel(state, key, scope, model, bench(Benches.at(state, key, { scope, model })), now)
+}
+
+/**
+ * A key by its id, or one of a group.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const memberOf = (
+  state: PoolState.PoolState,
+  scope: "key" | "group",
+  of: string
+): KeyState.KeyState | undefined => {
+  if (scope === "key") return PoolState.find(state, of)
+  const [slot] = Option.getOrUndefined(HashMap.get(state.rest.groups, of))?.members ?? []
+  return slot === undefined ? undefined : SlotMap.get(state.slots, slot)
 }
 
 /**

@@ -10,8 +10,12 @@ import * as Affinity from "./Affinity.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as Fault from "./Fault.js"
 import type * as KeyState from "./KeyState.js"
+import * as LimitRecord from "./LimitRecord.js"
+import * as Limits from "./Limits.js"
+import * as Places from "./Places.js"
 import * as PoolKeys from "./PoolKeys.js"
 import * as PoolState from "./PoolState.js"
+import type * as RateLimit from "./RateLimit.js"
 
 const count = Schema.Number.pipe(Schema.int(), Schema.nonNegative())
 const instant = Schema.Number.pipe(Schema.finite())
@@ -54,6 +58,8 @@ export const StoredKey = Schema.Struct({
   successes: count,
   faults: count,
   ignored: count,
+  /** When it answered last; absent: never. */
+  answeredAt: Schema.optionalWith(instant, { exact: true }),
   breaker: CircuitBreaker.Stored,
   bench: Schema.optionalWith(StoredBench, { exact: true })
 })
@@ -63,6 +69,25 @@ export const StoredKey = Schema.Struct({
  * @category models
  */
 export type StoredKey = typeof StoredKey.Type
+
+/**
+ * The limits of a key (by id) or of a group, for one model or for all.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const StoredPartyLimits = Schema.Struct({
+  scope: Schema.Literal("key", "group"),
+  of: Schema.String,
+  model: Schema.optionalWith(Schema.String, { exact: true }),
+  limits: LimitRecord.StoredLimits
+})
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type StoredPartyLimits = typeof StoredPartyLimits.Type
 
 /**
  * The stored resources of one group, as they are kept: one per line, with the last use in seconds since the epoch (base
@@ -100,6 +125,8 @@ export const StoredPool = Schema.Struct({
       bench: StoredBench
     })
   ),
+  /** What is used and known of the limits of keys (by id) and groups, for all models or one. */
+  limits: Schema.optionalWith(Schema.Array(StoredPartyLimits), { exact: true }),
   /** Which group has which stored resource. */
   resources: Schema.optionalWith(Schema.Array(StoredResources), { exact: true })
 })
@@ -134,6 +161,7 @@ export const fromState = (
   })
   const keys = PoolState.keys(state)
   const ids = new Map(keys.map((key) => [key.slot, key.id]))
+  const limits = limitsOf(state, keys, now, wallOffset)
   return {
     version: 1,
     savedAt: now + wallOffset,
@@ -144,6 +172,7 @@ export const fromState = (
       successes: key.successes,
       faults: key.faults,
       ignored: key.ignored,
+      ...(Number.isFinite(key.answeredAt) ? { answeredAt: key.answeredAt + wallOffset } : {}),
       breaker: CircuitBreaker.toStored(key.breaker, now, wallOffset),
       ...(key.bench === undefined ? {} : { bench: bench(key.bench) })
     })),
@@ -162,8 +191,36 @@ export const fromState = (
         bench: bench(held)
       }))
     ]),
+    ...(limits.length === 0 ? {} : { limits }),
     ...(resources.length === 0 ? {} : { resources })
   }
+}
+
+/** What is used and known of limits. The more parties there are, the less of each: a record has its bounds. */
+const limitsOf = (
+  state: PoolState.PoolState,
+  keys: ReadonlyArray<KeyState.KeyState>,
+  now: number,
+  wallOffset: number
+): ReadonlyArray<StoredPartyLimits> => {
+  const parties: Array<Omit<StoredPartyLimits, "limits"> & { readonly limits: RateLimit.RateLimit }> = []
+  const bySlot = new Map(keys.map((key) => [key.slot, key]))
+  for (const key of keys) {
+    if (key.limits !== undefined && !key.retiring) parties.push({ scope: "key", of: key.id, limits: key.limits })
+  }
+  for (const [of, limits] of state.rest.limits.groups) parties.push({ scope: "group", of, limits })
+  for (const [model, { groups, keys }] of state.rest.limits.models) {
+    for (const [slot, limits] of keys) {
+      const key = bySlot.get(slot)
+      if (key !== undefined && !key.retiring) parties.push({ scope: "key", of: key.id, model, limits })
+    }
+    for (const [of, limits] of groups) parties.push({ scope: "group", of, model, limits })
+  }
+  const most = Math.min(256, Math.max(16, Math.floor(40_000 / Math.max(1, parties.length))))
+  return parties.flatMap((party) => {
+    const limits = LimitRecord.fromLimits(party.limits, now, wallOffset, most)
+    return limits === undefined ? [] : [{ ...party, limits }]
+  })
 }
 
 /**
@@ -243,6 +300,9 @@ export const restore = (
     const kept = bench(stored)
     return own !== undefined && own.until > kept.until ? own : kept
   }
+  // How long ago it was saved; a clock that went back since makes nothing later than it was.
+  const passed = Math.max(0, now + wallOffset - record.savedAt)
+  const backAt = (instant: number) => now - passed - (record.savedAt - instant)
   // What is restored is known as of now: the floor does not break it in this moment.
   let next: PoolState.PoolState = { ...state, rest: { ...state.rest, floorAt: now } }
   for (const stored of record.keys) {
@@ -253,6 +313,10 @@ export const restore = (
       successes: key.successes + stored.successes,
       faults: key.faults + stored.faults,
       ignored: key.ignored + stored.ignored,
+      answeredAt: Math.max(
+        key.answeredAt,
+        stored.answeredAt === undefined ? -Infinity : Math.min(now, backAt(stored.answeredAt))
+      ),
       // A key that has been tried here is known better here.
       breaker: key.successes + key.faults > 0
         ? key.breaker
@@ -266,6 +330,22 @@ export const restore = (
   }
   for (const { bench: stored, model, of, scope } of record.models) {
     next = PoolKeys.benchModel(next, scope, of, model, (own) => later(own, stored), now)
+  }
+  for (const { limits, model, of, scope } of record.limits ?? []) {
+    const key = PoolKeys.memberOf(next, scope, of)
+    // A key that has joined a group since has no limits of its own.
+    if (key === undefined || (scope === "key") !== (key.key.quotaGroup === undefined)) continue
+    const restored = Limits.restore(
+      config,
+      next,
+      key,
+      model,
+      (known) => LimitRecord.restore(known, limits, record.savedAt, backAt, now),
+      now
+    )
+    next = scope === "key" && model === undefined
+      ? Places.place(config, restored.state, restored.key, now)
+      : restored.state
   }
   if (record.resources !== undefined) {
     const resources = Affinity.merged(resourcesFrom(record.resources, now, wallOffset), next.rest.affinity.resources)

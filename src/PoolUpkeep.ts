@@ -62,7 +62,7 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
     const keeps = core.store !== PoolStore.none
     const { loads, pause } = yield* Upkeep
     const storeWorks = yield* Ref.make(true)
-    const worded = yield* Ref.make<Worded>({ changes: 0, resources: [] })
+    const worded = yield* Ref.make<Worded>({ ended: 0, changes: 0, resources: [] })
     const found = yield* Ref.make<Went>("late")
     const { sharing } = core
     const loading = Effect.zipRight(
@@ -85,6 +85,7 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
       const saving = saver(core, storeWorks, found, worded, pause)
       yield* Effect.forkIn(Effect.interruptible(Effect.zipRight(loaded ?? Effect.void, saving)), scope)
       yield* Effect.forkIn(Effect.interruptible(gatherer(core)), scope)
+      yield* Effect.forkIn(Effect.interruptible(accountant(core, worded, pause)), scope)
     }
     yield* Effect.addFinalizer(() =>
       Effect.gen(function*() {
@@ -179,9 +180,11 @@ const saver = (
     for (;;) {
       // What could not be read before may be there now; it would be lost else.
       if ((yield* Ref.get(found)) !== "well") yield* loadInto(core, storeWorks, found, loadAgainMillis)
-      if ((yield* saved(core, storeWorks, found, worded)) === "well") return
+      if ((yield* saved(core, storeWorks, found, worded)) === "well") break
       yield* pause(saveAgainMillis)
     }
+    // What is there now is the pool's own: to take it up again would count it twice.
+    yield* Ref.set(found, "well")
   }))
 
 /** Lets stored resources gather, the longer the more there are already, before the pool is saved because of them. */
@@ -193,8 +196,20 @@ const gatherer = (core: PoolCore.PoolCore) =>
     yield* Queue.offer(core.dirty, undefined)
   }))
 
-/** The stored resources as they were put into words last: of many, that is most of the work. */
+/** Lets mere uses gather, which count against limits, before the pool is saved because of them alone. */
+const accountant = (core: PoolCore.PoolCore, worded: Ref.Ref<Worded>, pause: Settings["pause"]) =>
+  Effect.forever(Effect.gen(function*() {
+    MutableRef.set(core.unused, true)
+    yield* Queue.take(core.used)
+    const { rest, slots } = yield* Ref.get(core.state)
+    yield* pause(useMillis + slots.size * useMillisPerKey + Affinity.size(rest.affinity.resources) * gatherMillis)
+    const { ended } = yield* Ref.get(core.state)
+    if (ended !== (yield* Ref.get(worded)).ended) yield* Queue.offer(core.dirty, undefined)
+  }))
+
+/** What was put into words last: how many leases had ended, and the stored resources; of many, that is most of the work. */
 interface Worded {
+  readonly ended: number
   readonly changes: number
   readonly resources: ReadonlyArray<PoolRecord.StoredResources>
 }
@@ -234,7 +249,7 @@ const save = ({ config, state, store }: PoolCore.PoolCore, worded: Ref.Ref<Worde
     const resources = before.changes === changes && !current.rest.closed
       ? before.resources
       : PoolRecord.resourcesOf(current, now, offset)
-    yield* Ref.set(worded, { changes, resources })
+    yield* Ref.set(worded, { ended: current.ended, changes, resources })
     yield* store.save(config.pool, PoolRecord.fromState(current, now, offset, resources))
   })
 
@@ -285,6 +300,9 @@ const storeMillis = 1_000
 const saveMillis = 1_000
 /** How much longer they gather for each stored resource: half a minute for 100,000. */
 const gatherMillis = 0.3
+/** How long uses gather, and how much longer for each key: a record of many takes its time. */
+const useMillis = 4_000
+const useMillisPerKey = 1
 /** How long it may take for a record that was not there in time, while the pool runs. */
 const loadAgainMillis = 10_000
 /** How long after a failure it is tried again. */

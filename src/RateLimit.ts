@@ -248,7 +248,13 @@ const later = (
 const amount = (unit: DeclaredLimit.Unit, { input, output }: Usage): number =>
   unit === "requests" ? 1 : unit === "input" ? input : unit === "output" ? output : input + output
 
-const total = (unit: DeclaredLimit.Unit, totals: Totals): number =>
+/**
+ * How much of what a limit counts.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const total = (unit: DeclaredLimit.Unit, totals: Totals): number =>
   unit === "requests" ? totals.requests : amount(unit, totals)
 
 /**
@@ -411,7 +417,13 @@ export const announced = (
   }
 }
 
-const mostAnnounced = 8
+/**
+ * Of more announced limits than this, the oldest are forgotten.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const mostAnnounced = 8
 
 /**
  * An attempt was refused for too many requests, and told to wait, or not.

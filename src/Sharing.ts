@@ -399,7 +399,8 @@ const join = (
       const changed = SharedState.joined(core.config, state, before, news, known, now)
       return [[pending, changed.state] as const, changed]
     })
-    const since = isKept ? link.awaySince : -Infinity
+    // What it knows of others' use, or of its own before it began, is not its to tell: all who loaded it would.
+    const since = isKept ? link.awaySince : core.startedAt
     yield* Ref.set(sharing.link, {
       ...link,
       joined: false,

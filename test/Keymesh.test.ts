@@ -5,7 +5,7 @@ import { GoogleGenAI } from "@google/genai"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { execFile } from "node:child_process"
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs"
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { inspect } from "node:util"
@@ -541,6 +541,7 @@ describe("settings", () => {
     ["state", { state: { load: () => null } }],
     ["stateFile", { stateFile: "pool.json" }],
     ["stateFile", { state: "file", stateFile: 5 }],
+    ["stateFile", { state: "file", stateFile: "a/directory/" }],
     ["providerOptions.apiKey", { providerOptions: { apiKey: a } }],
     ["providerOptions.maxRetries", { providerOptions: { maxRetries: 2 } }],
     ["providerOptions", { providerOptions: {}, client: () => new OpenAI({ apiKey: "unused" }) }],
@@ -656,6 +657,13 @@ describe("state", () => {
       assert.strictEqual((await ask(client)).choices[0]?.message.content, said)
       await client.close()
       assert.deepStrictEqual(Object.keys(JSON.parse(readFileSync(stateFile, "utf8"))), ["one"])
+      assert.strictEqual(readFileSync(`${stateFile}.unreadable`, "utf8"), "{\"half\":")
+      assert.deepStrictEqual(readdirSync(join(home, "below")), ["state.json", "state.json.unreadable"])
+      // Saved at the same time: none overwrites another's.
+      const names = Array.from({ length: 8 }, (_, i) => `pool-${i}`)
+      const clients = names.map((name) => createKeymesh({ ...settings, name }))
+      await Promise.all(clients.map((client) => client.close()))
+      assert.deepStrictEqual(Object.keys(JSON.parse(readFileSync(stateFile, "utf8"))).sort(), ["one", ...names])
     } finally {
       rmSync(home, { recursive: true, force: true })
     }

@@ -262,6 +262,95 @@ describe("P1", () => {
         }), settings)
     }))
 
+  it.effect("A1, P1: declared limits do not start from zero after a restart: of keys, of groups, per minute and per day", () =>
+    Effect.gen(function*() {
+      const store = yield* PoolStore.makeMemory
+      const settings: Partial<KeyPool.Settings> = {
+        keys: [
+          { secret: "sk-one", limits: { requestsPerMinute: 5, requestsPerDay: 12 } },
+          { secret: "sk-two", quotaGroup: "org", limits: { requestsPerMinute: 3 } },
+          { secret: "sk-three", quotaGroup: "org" }
+        ],
+        maxWait: 0
+      }
+      const served = (pool: KeyPool.Service, times: number) =>
+        Effect.map(
+          Effect.replicateEffect(Effect.exit(pool.run(() => Effect.void)), times),
+          (exits) => exits.filter(Exit.isSuccess).length
+        )
+      const turn = (times: number) => withPool(store, (pool) => served(pool, times), settings)
+      assert.strictEqual(yield* turn(4), 4)
+      assert.strictEqual(yield* turn(20), 4, "5 and 3 in all")
+      yield* TestClock.adjust("30 seconds")
+      assert.strictEqual(yield* turn(20), 0)
+      yield* TestClock.adjust("31 seconds")
+      assert.strictEqual(yield* turn(20), 8)
+      yield* TestClock.adjust("61 seconds")
+      assert.strictEqual(yield* turn(20), 5, "2 of the day are left, and 3")
+      yield* TestClock.adjust("23 hours")
+      assert.strictEqual(yield* turn(20), 3)
+      yield* TestClock.adjust("1 hour")
+      assert.strictEqual(yield* turn(20), 8)
+    }))
+
+  it.effect("A2, P1: what was announced is known after a restart", () =>
+    Effect.gen(function*() {
+      const store = yield* PoolStore.makeMemory
+      const settings: Partial<KeyPool.Settings> = { keys: ["sk-one"], maxWait: 0 }
+      yield* withPool(store, (pool) =>
+        pool.run((lease) =>
+          Effect.sync(() =>
+            lease.announced([{ name: "requests", limit: 100, remaining: 0, resetMillis: 40_000 }])
+          ), { model: "small" }), settings)
+      yield* withPool(store, (pool) =>
+        Effect.gen(function*() {
+          const run = Effect.exit(pool.run(() =>
+            Effect.void, { model: "small" }))
+          assert.isTrue(Exit.isFailure(yield* run))
+          yield* TestClock.adjust("40 seconds")
+          assert.isTrue(Exit.isSuccess(yield* run))
+        }), settings)
+    }))
+
+  it.effect("P1: mere uses are saved within seconds, also of a pool in which nothing else happens; an idle one saves nothing", () =>
+    Effect.gen(function*() {
+      const { memory, saves, store } = yield* makeFlaky
+      yield* withPool(store, (pool) =>
+        Effect.gen(function*() {
+          yield* TestClock.adjust("1 minute")
+          const before = yield* Ref.get(saves)
+          yield* TestClock.adjust("1 hour")
+          assert.strictEqual(yield* Ref.get(saves), before)
+          for (let round = 1; round <= 3; round++) {
+            yield* Effect.repeatN(pool.run(() => Effect.void), 9)
+            yield* TestClock.adjust("6 seconds")
+            const [saved] = Option.getOrThrow(yield* memory.load("default")).keys
+            assert.strictEqual(saved?.successes, 10 * round)
+          }
+          assert.strictEqual((yield* Ref.get(saves)) - before, 3)
+          yield* TestClock.adjust("1 hour")
+          assert.strictEqual((yield* Ref.get(saves)) - before, 3)
+        }), { keys: [{ secret: "sk-one", limits: { requestsPerDay: 1_000 } }] })
+    }))
+
+  it.effect("B4, P1: a breaker's generation never goes back", () =>
+    Effect.gen(function*() {
+      const store = yield* PoolStore.makeMemory
+      const generations: Array<number> = []
+      for (let run = 0; run < 3; run++) {
+        yield* withPool(store, (pool) =>
+          Effect.gen(function*() {
+            const breaker = Option.getOrThrow(yield* pool.breaker(one))
+            generations.push((yield* breaker.state).generation)
+            yield* breaker.isolate
+            yield* breaker.reset
+            generations.push((yield* breaker.state).generation)
+          }))
+      }
+      assert.deepStrictEqual(generations, [...generations].sort((a, b) => a - b))
+      assert.isAtLeast(generations.at(-1) ?? 0, 6)
+    }))
+
   it.effect("P1: a key that was disabled stays so; one that is new, or gone, is no trouble", () =>
     Effect.gen(function*() {
       const store = yield* PoolStore.makeMemory
@@ -446,6 +535,30 @@ describe("P3", () => {
           assert.include(problems[0] ?? "", "unreadable")
         })))
   }
+
+  it.effect("P3: what was unreadable and has been replaced is not taken up again: nothing counts twice", () =>
+    Effect.gen(function*() {
+      const memory = yield* PoolStore.makeMemory
+      const store: PoolStore.Service = {
+        ...memory,
+        load: (pool) =>
+          Effect.flatMap(
+            memory.load(pool),
+            (found) => Option.isSome(found) ? Effect.succeed(found) : Effect.asSome(PoolStore.decode("garbage"))
+          )
+      }
+      yield* withPool(store, (pool, problems) =>
+        Effect.gen(function*() {
+          let attempts = 0
+          for (let round = 0; round < 4; round++) {
+            yield* pool.run(() => Effect.sync(() => attempts++))
+            yield* TestClock.adjust("1 minute")
+          }
+          assert.strictEqual(problems.length, 1)
+          const successes = (yield* pool.snapshot).keys.reduce((sum, key) => sum + key.successes, 0)
+          assert.deepStrictEqual([successes, attempts], [4, 4])
+        }))
+    }))
 
   it.effect("P3: a good record is no reason to complain", () =>
     withPool(holding(record), (pool, problems) =>

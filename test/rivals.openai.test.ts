@@ -3,14 +3,14 @@ import { assert, describe } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import OpenAI from "openai"
 import * as FakeOpenAi from "../examples/support/FakeOpenAi.js"
-import { a, asked, both, chat, failure, live, messages, model, said, service, until } from "./support/openai.js"
+import { a, asked, both, chat, failure, live, messages, model, once, said, service, until } from "./support/openai.js"
 
 describe("rivals", () => {
   live(
     "rivals 7: an abort of the user is not tried on every key, and counts against none",
     () =>
       Effect.gen(function*() {
-        const { fake, openai } = yield* both("abc", { keys: { "*": { hang: true } } })
+        const { fake, openai } = yield* both("abc", { keys: { "*": { hang: true } } }, once)
         const controller = new AbortController()
         const answer = yield* Effect.fork(
           failure(() => chat(openai.client, { signal: controller.signal, timeout: 60_000 }))

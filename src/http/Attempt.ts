@@ -48,6 +48,10 @@ export interface PooledRequest {
   readonly signal: AbortSignal | undefined
   /** How long a stream may be held back, in milliseconds, if less than the environment's limit. */
   readonly holdMillis: number | undefined
+  /** Where the attempt that runs puts what ends it as a `Timeout` of the client's. */
+  readonly expire?: MutableRef.MutableRef<() => void> | undefined
+  /** Whether it was the client's timeout that aborted the signal, and the call has outlived it. */
+  readonly outlived?: (() => boolean) | undefined
 }
 
 /**
@@ -112,6 +116,7 @@ export class NoAnswer extends Data.TaggedError("NoAnswer")<{
 }> {}
 
 const tooLong = Fault.make("Timeout", { code: RetryDecision.attemptTimeout })
+const clientTimeout = Fault.make("Timeout", { code: "client_timeout" })
 
 /**
  * What an attempt's exit means for the pool.
@@ -141,11 +146,15 @@ export const attempt = (
     const secret = Redacted.value(lease.key.secret)
     const controller = new AbortController()
     let overdue: NoAnswer | undefined
-    lease.abortWith(() => {
-      const error = new DOMException("The attempt took too long.", "TimeoutError")
-      overdue = new NoAnswer({ fault: tooLong, error })
+    const end = (fault: Fault.Fault, error: DOMException): void => {
+      overdue = new NoAnswer({ fault, error })
       controller.abort(error)
-    })
+    }
+    lease.abortWith(() => end(tooLong, new DOMException("The attempt took too long.", "TimeoutError")))
+    if (request.expire !== undefined) {
+      // Clients take an abort for their own timeout.
+      MutableRef.set(request.expire, () => end(clientTimeout, new DOMException("The attempt timed out.", "AbortError")))
+    }
     return Effect.try({
       try: () => signed(environment, request, lease, secret),
       // Credentials may be made by a function of the caller's. Nothing was sent, so nothing is known of the key.
@@ -370,7 +379,7 @@ const plain = (
     let uncollect = () => {}
     let close = () => {}
     const headers = Scrub.values(secret)(response.headers)
-    const unlink = link(request.signal, (reason) => controller.abort(reason))
+    const unlink = link(request, (reason) => controller.abort(reason))
     const ended = () => {
       unlink()
       uncollect()
@@ -551,7 +560,7 @@ const stream = (
           uncollect = onCollected(body, breakOff)
           close = environment.onOpened("stream", breakOff)
           // Nobody need read on for the lease to end.
-          unlink = link(request.signal, breakOff)
+          unlink = link(request, breakOff)
           const headers = new Headers(clean)
           headers.set(...environment.mark)
           return { response: withBody(response, headers, body, secret), fault: undefined, holds: true }
@@ -561,8 +570,8 @@ const stream = (
   })
 
 /** Calls back when the caller's signal is aborted, until unlinked. `AbortSignal.any` would leak on Node.js 20. */
-const link = (signal: AbortSignal | undefined, aborted: BreakOff): () => void => {
-  if (signal === undefined) return () => {}
+const link = ({ outlived, signal }: PooledRequest, aborted: BreakOff): () => void => {
+  if (signal === undefined || outlived?.() === true) return () => {}
   const abort = () => aborted(signal.reason)
   const unlink = () => signal.removeEventListener("abort", abort)
   if (signal.aborted) abort()

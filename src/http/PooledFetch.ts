@@ -182,7 +182,11 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
       if (signal?.aborted === true) return Promise.reject(abortError(signal))
       const facts = provider.facts(shape)
       const stored = provider.resources?.(shape)
-      const lease = MutableRef.make<KeyPool.Lease | undefined>(undefined)
+      const startedAt = performance.now()
+      /** When the attempt that runs began, in the time of the client's own timers, and how it is ended. */
+      const begunAt = MutableRef.make(startedAt)
+      const expire = MutableRef.make(() => {})
+      const outlived = MutableRef.make(false)
       const trail = MutableRef.make(emptyTrail)
       const env = environment(frame, trail)
       const headers = new Headers(shape.headers)
@@ -193,13 +197,20 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         facts,
         storing: stored?.storing === true,
         signal,
-        holdMillis: announced === undefined ? undefined : Math.max(100, announced.from / 4)
+        holdMillis: announced === undefined ? undefined : Math.max(100, announced.from / 4),
+        expire,
+        outlived: () => MutableRef.get(outlived)
       }
       const repeatable = !facts.creating || headers.has("idempotency-key")
       const call = Effect.flatMap(CallOptions, (given) =>
         pool.run((leased) => {
-          MutableRef.set(lease, leased)
-          return Attempt.attempt(env, once, leased)
+          const now = performance.now()
+          MutableRef.set(begunAt, now)
+          const attempt = Attempt.attempt(env, once, leased)
+          // The client's timer ends too early for an attempt that began later than the call.
+          return announced === undefined || now - startedAt <= timeoutSlack
+            ? attempt
+            : expiring(attempt, expire, announced.to)
         }, {
           model: facts.model,
           streaming: facts.streaming,
@@ -227,20 +238,19 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         trail: MutableRef.get(trail)
       })
       return new Promise((resolve, reject) => {
-        const startedAt = performance.now()
-        let timeout: Fault.Fault | undefined
         const fiber = start(frame, said === undefined ? call : withOptions(call, said))
         const abort = () => {
-          // A client that gives up when it said it would has run into its timeout; any other abort is the caller's.
-          const elapsed = performance.now() - startedAt
-          const timedOut = announced !== undefined && elapsed >= announced.from - timeoutSlack &&
-            elapsed <= announced.to + timeoutSlack
-          if (timedOut) timeout = Fault.make("Timeout", { code: "client_timeout" })
-          const held = MutableRef.get(lease)
-          const said = timeout !== undefined && held !== undefined
-            ? held.commit(Outcome.fault(timeout))
-            : Effect.void
-          start(frame, Effect.zipRight(said, Fiber.interruptFork(fiber)))
+          // A client that gives up when it said it would has run into its timeout; any other abort is the caller's. The
+          // timeout is for each attempt: the client waits on, for as long as the pool tries.
+          const now = performance.now()
+          const isDue = (since: number): boolean =>
+            announced !== undefined && now - since >= announced.from - timeoutSlack
+          if (announced === undefined || !isDue(startedAt) || now - startedAt > announced.to + timeoutSlack) {
+            start(frame, Fiber.interruptFork(fiber))
+            return
+          }
+          MutableRef.set(outlived, true)
+          if (isDue(MutableRef.get(begunAt))) MutableRef.get(expire)()
         }
         calls.add(fiber)
         frame?.calls.add(fiber)
@@ -248,13 +258,6 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         fiber.addObserver((exit) => {
           calls.delete(fiber)
           frame?.calls.delete(fiber)
-          if (timeout !== undefined) {
-            heard(frame, {
-              failure: providerFailure(timeout, undefined, undefined),
-              statuses: [undefined],
-              message: undefined
-            })
-          }
           signal?.removeEventListener("abort", abort)
           if (Exit.isSuccess(exit)) {
             const { body, fault, response } = exit.value
@@ -270,7 +273,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           const failure = Cause.failureOption(exit.cause)
           if (failure._tag === "None") {
             if (!Cause.isInterruptedOnly(exit.cause)) reject(Cause.squash(exit.cause))
-            else if (MutableRef.get(closed) && signal?.aborted !== true) {
+            else if (MutableRef.get(closed) && (signal?.aborted !== true || MutableRef.get(outlived))) {
               resolve(ofPool(poolClosed(MutableRef.get(trail))))
             } else reject(abortError(signal))
           } else if (isPoolError(failure.value)) {
@@ -360,6 +363,18 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         }))
     }
   })
+
+/** An attempt that times out after so long. */
+const expiring = <A, E>(
+  attempt: Effect.Effect<A, E>,
+  expire: MutableRef.MutableRef<() => void>,
+  millis: number
+): Effect.Effect<A, E> =>
+  Effect.acquireUseRelease(
+    Effect.fork(Effect.interruptible(Effect.delay(Effect.sync(() => MutableRef.get(expire)()), millis))),
+    () => attempt,
+    Fiber.interruptFork
+  )
 
 /** A callback that runs: where its requests run, which are under way, and which answers are open. */
 interface Frame {

@@ -707,6 +707,14 @@ describe("use and stream: typed errors", () => {
       })
   )
 
+  live("C3: the SDK's timeout is for each attempt", () =>
+    Effect.gen(function*() {
+      const { anthropic, fake } = yield* both("ab", { keys: { [a]: { hang: true } } })
+      const ask = { model, max_tokens: 64, messages: [{ role: "user" as const, content: "hi" }] }
+      yield* anthropic.use((client) => client.messages.create(ask, { timeout: 1_000 }))
+      assert.strictEqual(yield* asked(fake), "ab")
+    }))
+
   live("C5: interruption aborts the request upstream, and frees the lease", () =>
     Effect.gen(function*() {
       const { anthropic, fake } = yield* both("a", { keys: { [a]: { hang: true } } })

@@ -583,6 +583,15 @@ describe("aborts", () => {
       assert.deepInclude((yield* gemini.pool.snapshot).keys[0], { faults: 0, ignored: 1, inFlight: 0 })
     }))
 
+  live("C3: the SDK's timeout is for each attempt", () =>
+    Effect.gen(function*() {
+      const { fake, gemini } = yield* both("ab", { keys: { [a]: { hang: true } } })
+      yield* gemini.use((client) =>
+        client.models.generateContent({ model, contents, config: { httpOptions: { timeout: 1_000 } } })
+      )
+      assert.strictEqual(yield* asked(fake), "ab")
+    }))
+
   live("C5: the signal of an interaction, and an interrupted `use`, too", () =>
     Effect.gen(function*() {
       const { fake, gemini } = yield* both("a", { keys: { "*": { hang: true } } })

@@ -15,6 +15,7 @@ import {
   a,
   asked,
   atOnce,
+  b,
   bare,
   both,
   chat,
@@ -352,7 +353,7 @@ for (const [version, Sdk] of sdks) {
       Effect.gen(function*() {
         const plain = yield* FakeOpenAi.make({ keys: { [a]: { hang: true } } })
         const fake = yield* FakeOpenAi.make({ keys: { [a]: { hang: true } } })
-        const openai = yield* service(fake, "a", {}, Sdk)
+        const openai = yield* service(fake, "a", once, Sdk)
         // The SDK announces whole seconds, cut off: 300 ms is "0".
         yield* Effect.forEach([300, 1_000, 1_400], (timeout) =>
           Effect.gen(function*() {
@@ -367,6 +368,52 @@ for (const [version, Sdk] of sdks) {
         const { inFlight, keys } = yield* openai.pool.snapshot
         assert.strictEqual(inFlight, 0)
         assert.deepInclude(keys[0], { faults: 3, ignored: 0 })
+      }))
+
+    live(
+      "C3: an SDK's timeout is for each attempt: the call goes on elsewhere, and the SDK waits",
+      () =>
+        Effect.gen(function*() {
+          const fake = yield* FakeOpenAi.make({ keys: { [a]: { hang: true }, [b]: { latencyMs: 900 } } })
+          const openai = yield* service(fake, "ab", { ...atOnce(3), strategy: "sequential-then-rotate" }, Sdk)
+          // Together they take longer than the timeout, the second by itself does not.
+          const answer = yield* Effect.promise(() => chat(openai.client, { timeout: 1_000 }))
+          assert.strictEqual(answer.object, "chat.completion")
+          assert.strictEqual(yield* asked(fake), "ab")
+          assert.deepStrictEqual(
+            (yield* openai.pool.snapshot).keys.map(({ faults, inFlight, successes }) => ({
+              faults,
+              inFlight,
+              successes
+            })),
+            [{ faults: 1, inFlight: 0, successes: 0 }, { faults: 0, inFlight: 0, successes: 1 }]
+          )
+          yield* fake.idle
+          assert.deepStrictEqual((yield* fake.requests).map(({ aborted }) => aborted), [true, false])
+        })
+    )
+
+    live("C3, C7: each attempt that times out counts; the last one is the SDK's timeout", () =>
+      Effect.gen(function*() {
+        const fake = yield* FakeOpenAi.make({ keys: { "*": { hang: true } } })
+        const openai = yield* service(fake, "ab", atOnce(2), Sdk)
+        assert.instanceOf(yield* failure(() => chat(openai.client, { timeout: 300 })), Sdk.APIConnectionTimeoutError)
+        assert.strictEqual(yield* asked(fake), "aba")
+        yield* fake.idle
+        assert.deepStrictEqual((yield* fake.requests).map(({ aborted }) => aborted), [true, true, true])
+      }))
+
+    live("C8: what creates something is not asked for again after a timeout", () =>
+      Effect.gen(function*() {
+        const fake = yield* FakeOpenAi.make({ keys: { "*": { hang: true } } })
+        const openai = yield* service(fake, "ab", {}, Sdk)
+        const create = () =>
+          openai.client.batches.create(
+            { completion_window: "24h", endpoint: "/v1/chat/completions", input_file_id: "file-1" },
+            { timeout: 300 }
+          )
+        assert.instanceOf(yield* failure(create), Sdk.APIConnectionTimeoutError)
+        assert.strictEqual(yield* asked(fake), "a")
       }))
 
     live("an abort of the caller is no timeout, and nobody's fault", () =>

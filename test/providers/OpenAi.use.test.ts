@@ -107,7 +107,7 @@ describe("use: errors", () => {
 
   live("the timeout of the SDK is a ProviderError, with the trail", () =>
     Effect.gen(function*() {
-      const { openai } = yield* both("a", { keys: { [a]: { hang: true } } })
+      const { openai } = yield* both("a", { keys: { [a]: { hang: true } } }, once)
       const error = tagged(yield* flipped(ask(openai, { timeout: 200 })), "ProviderError")
       assert.strictEqual(error.fault.kind, "Timeout")
       assert.strictEqual(error.trail.entries.length, 1)
@@ -296,7 +296,7 @@ describe("use: interruption", () => {
 
   live("the SDK's timeout works where the effect may not be interrupted", () =>
     Effect.gen(function*() {
-      const { openai } = yield* both("a", { keys: { [a]: { hang: true } } })
+      const { openai } = yield* both("a", { keys: { [a]: { hang: true } } }, once)
       const error = yield* flipped(Effect.uninterruptible(ask(openai, { timeout: 100 })))
       assert.strictEqual(tagged(error, "ProviderError").fault.kind, "Timeout")
     }))
