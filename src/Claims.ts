@@ -216,17 +216,21 @@ export const refused = (
   const { subject } = refusal
   const key = SlotMap.get(given.state.slots, record.slot)
   if (key === undefined || key.id !== record.key.id) return given
-  const state = refusal.gate === "probing"
+  const tried = refusal.gate === "probing"
     ? triedElsewhere(config, given.state, key, record, subject, now + Math.max(1, refusal.forMillis), now)
-    : closed(config, given.state, key, refusal.gate, subject, {
+    : given.state
+  // Where there is no such probe here (any more), it need not be asked for again at once.
+  return tried !== given.state ? { ...given, state: tried } : {
+    ...given,
+    state: closed(config, given.state, key, refusal.gate, subject, {
       until: now + Math.max(1, Math.min(Math.ceil(refusal.forMillis), netMillis[refusal.gate])),
       mayFree: refusal.mayFree
     }, now)
-  return { ...given, state }
+  }
 }
 
 /** After so long it is asked for once more, should nobody tell that it is free. */
-const netMillis = { limit: Infinity, concurrency: 5_000 }
+const netMillis = { limit: Infinity, concurrency: 5_000, probing: 50 }
 
 const closed = (
   config: PoolState.Config,
@@ -277,18 +281,18 @@ const triedElsewhere = (
   if (model !== undefined) return Benches.mapOne(state, key, { scope, model }, tried)
   if (scope === "group") {
     const bench = PoolState.groupBench(state, key)
-    return bench === undefined ? state : Benches.withBench(config, state, key, "group", tried(bench), now)
+    const after = bench === undefined ? undefined : tried(bench)
+    return after === undefined || after === bench ? state : Benches.withBench(config, state, key, "group", after, now)
   }
   const { breaker } = key
   // What was told meanwhile is known better.
   const isStill = record.probe && breaker._tag === "HalfOpen" && breaker.probe === undefined &&
     breaker.generation === record.generation
   const probe = { id: byOthers, since: until - config.breaker.probeTimeoutMillis }
-  return Places.place(config, state, {
-    ...key,
-    breaker: isStill ? { ...breaker, probe } : breaker,
-    bench: key.bench === undefined || record.probe ? key.bench : tried(key.bench)
-  }, now)
+  const bench = key.bench === undefined || record.probe ? key.bench : tried(key.bench)
+  return !isStill && bench === key.bench
+    ? state
+    : Places.place(config, state, { ...key, breaker: isStill ? { ...breaker, probe } : breaker, bench }, now)
 }
 
 /** The name of the lease that another pool has. */

@@ -279,7 +279,7 @@ export const withUses = (self: DeclaredLimit, others: ReadonlyArray<Use>, now: n
   const past = now - self.windowMillis
   const own = uses({ ...self, held: 0 }, now)
   const all = [...own, ...others].filter(({ at }) => at > past).sort((a, b) => a.at - b.at)
-  const empty = { ...make(self.unit, self.limit, self.windowMillis), held: self.held }
+  const empty = { ...make(self.unit, self.limit, self.windowMillis), whole: self.whole, held: self.held }
   return all.reduce((next, { amount, at }) => count(next, 0, amount, at), empty)
 }
 

@@ -30,7 +30,7 @@ export interface Elsewhere {
  * @category models
  */
 export interface Closure {
-  readonly gate: "limit" | "concurrency"
+  readonly gate: "limit" | "concurrency" | "probing"
   readonly until: number
   readonly earliest: number
   /** The leases that ask now, since when the first of them does, and how many may. */

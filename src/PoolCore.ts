@@ -105,6 +105,8 @@ export interface Link {
   /** Since when it has been on its own. */
   readonly awaySince: number
   readonly versions: SharedState.Versions
+  /** Whether what could not be told is about to be told again. */
+  readonly retelling: boolean
   /** The pool as far as the others know of it; nothing of it before they have met. */
   readonly told: PoolState.PoolState | undefined
 }
@@ -195,6 +197,7 @@ const makeSharing = (port: SharedPool.SharedPool, now: number): Effect.Effect<Sh
         members: 1,
         awaySince: now,
         versions: HashMap.empty(),
+        retelling: false,
         told: undefined
       }),
       met: yield* Deferred.make<void>(),

@@ -352,7 +352,11 @@ const tell = (
     const answer = yield* sharing.port.tell(notices)
     if (answer._tag === "Away") {
       yield* Ref.update(sharing.resets, (later) => [...resets, ...later])
-      return yield* Ref.update(sharing.link, (link) => ({ ...link, told: before }))
+      const waits = yield* Ref.modify(
+        sharing.link,
+        (link) => [link.retelling, { ...link, told: before, retelling: true }]
+      )
+      return yield* waits ? Effect.void : Effect.forkDaemon(retell(sharing))
     }
     yield* remember(sharing, answer.breakers)
     for (const { keyId, state: stands } of answer.breakers) {
@@ -361,6 +365,14 @@ const tell = (
       // Somebody else was first.
       yield* exchange(core, sharing, (state, now) => SharedState.transited(core.config, state, keyId, stands, now))
     }
+  })
+
+/** The engine may be slow only: then nobody else says that it is time to tell. */
+const retell = ({ changed, link }: PoolCore.Sharing): Effect.Effect<void> =>
+  Effect.gen(function*() {
+    yield* Effect.sleep(againMillis)
+    yield* Ref.update(link, (link) => ({ ...link, retelling: false }))
+    yield* Queue.offer(changed, undefined)
   })
 
 // ------------------------------------------------------------------------------------------------------------- joining
@@ -387,8 +399,10 @@ const join = (
       const changed = SharedState.joined(core.config, state, before, news, known, now)
       return [[pending, changed.state] as const, changed]
     })
-    const since = isKept ? link.awaySince : -Infinity
+    // What it knows of others' use, or of its own before it began, is not its to tell: all who loaded it would.
+    const since = isKept ? link.awaySince : core.startedAt
     yield* Ref.set(sharing.link, {
+      ...link,
       joined: false,
       members: Math.max(1, news.members),
       awaySince: link.joined ? yield* MonotonicTime.now : link.awaySince,
