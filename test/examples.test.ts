@@ -5,6 +5,7 @@ import { execFile } from "node:child_process"
 import { readdirSync, readFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import * as FakeOpenAi from "../examples/support/FakeOpenAi.js"
+import * as RedisServer from "./support/RedisServer.js"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
@@ -41,6 +42,12 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
   ],
   "any-effect": ["Vienna: sun after rain (attempt 3, key \"good\")", "(attempt 1, key \"good\")", "WeatherError"],
   "call-options": ["You said: hello", "DeadlineExceeded: ", "BudgetExceeded: ", /AllKeysExhausted: .*1 limit/],
+  "cluster": [
+    /\d+ ms later all others knew/,
+    "They made 15 calls, and asked 0 times with that key.",
+    "4 processes made 5 calls each, at once: 12 went out, 8 were told when.",
+    "Half-open, 4 processes made 5 calls each, at once: 1 of the 20 tried the key, for all."
+  ],
   "drop-in": [
     "You said: hello",
     /withResponse: 200/,
@@ -95,8 +102,10 @@ describe.concurrent("examples", () => {
   })
 
   for (const [name, words] of Object.entries(examples)) {
-    it(name, async () => {
-      const { code, stderr, stdout } = await run(name)
+    // Without a redis-server there is a warning, and a failure where nobody reads those.
+    it.skipIf(name === "cluster" && !RedisServer.isHere)(name, async () => {
+      // Only the one that starts another program needs to find it.
+      const { code, stderr, stdout } = await run(name, name === "cluster" ? { PATH: process.env["PATH"] ?? "" } : {})
       assert.deepStrictEqual({ code, stderr }, { code: 0, stderr: "" }, stdout)
       const source = readFileSync(new URL(`../examples/${name}.ts`, import.meta.url), "utf8")
       const secrets = source.match(/sk-fake-[\w-]+/g) ?? []
@@ -108,6 +117,17 @@ describe.concurrent("examples", () => {
       assert.notInclude(stdout, "\u001b", "colours, though nobody looks at a terminal")
     }, 60_000)
   }
+
+  it("cluster tells what is missing, and exits with 1", async () => {
+    const missing = await run("cluster", { PATH: "/nowhere" })
+    assert.deepStrictEqual([missing.code, missing.stdout], [1, ""])
+    assert.match(missing.stderr, /no redis-server on PATH[^]*apt-get install redis-server[^]*REDIS_URL=/)
+    const secret = "sk-fake-redis-password"
+    const gone = await run("cluster", { REDIS_URL: `redis://:${secret}@127.0.0.1:1` })
+    assert.deepStrictEqual([gone.code, gone.stdout], [1, ""])
+    assert.include(gone.stderr, "Nobody answers at 127.0.0.1:1")
+    assert.notInclude(gone.stderr, secret)
+  }, 60_000)
 
   const secrets = ["sk-fake-configured-4e9c1a", "sk-fake-configured-b07d55"] as const
 
