@@ -273,7 +273,8 @@ const transit = (core: PoolCore.PoolCore, sharing: PoolCore.Sharing, breaker: Sh
     yield* exchange(
       core,
       sharing,
-      (state, now) => SharedState.transited(core.config, state, breaker.keyId, breaker.state, now)
+      (state, now) => SharedState.transited(core.config, state, breaker.keyId, breaker.state, now),
+      breaker.keyId
     )
   })
 
@@ -305,7 +306,8 @@ const settleAll = (sharing: PoolCore.Sharing, endings: ReadonlyArray<PoolCore.Sh
   Effect.forEach(endings, (ended) => settle(sharing, ended), { discard: true })
 
 /**
- * Takes news into the state, and tells what has happened here since the last time: not what the others told.
+ * Takes news into the state, and tells what has happened here since the last time: not what the others told. A transition
+ * of the key whose breaker is `decided` was made on an older version than the one that is known now: it has lost.
  */
 const exchange = (
   core: PoolCore.PoolCore,
@@ -316,7 +318,8 @@ const exchange = (
       now: number,
       pending: ReadonlyArray<SharedPool.Notice>
     ) => PoolState.Changed)
-    | undefined
+    | undefined,
+  decided?: string
 ): Effect.Effect<void> =>
   Effect.gen(function*() {
     const link = yield* Ref.get(sharing.link)
@@ -328,7 +331,8 @@ const exchange = (
       return [[pending, changed?.state ?? before] as const, isChanged ? changed : undefined]
     })
     yield* Ref.update(sharing.link, (link) => ({ ...link, told }))
-    yield* tell(core, sharing, resets, pending, link.told)
+    const counts = pending.filter((notice) => notice._tag !== "Breaker" || notice.keyId !== decided)
+    yield* tell(core, sharing, resets, counts, link.told)
   })
 
 /** Tells notices; what was lost on the way is told again once the others are there. */
@@ -363,7 +367,12 @@ const tell = (
       const own = notices.find((notice) => notice._tag === "Breaker" && notice.keyId === keyId)
       if (own?._tag !== "Breaker" || SharedState.standsAs(own.to, stands)) continue
       // Somebody else was first.
-      yield* exchange(core, sharing, (state, now) => SharedState.transited(core.config, state, keyId, stands, now))
+      yield* exchange(
+        core,
+        sharing,
+        (state, now) => SharedState.transited(core.config, state, keyId, stands, now),
+        keyId
+      )
     }
   })
 

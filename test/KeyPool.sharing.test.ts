@@ -172,6 +172,23 @@ describe("P4: what is told", () => {
       assert.strictEqual(named(yield* events, "circuit.open").length, 2)
     }))
 
+  test("P4: a transition that was made before another one was heard of has lost against that", () =>
+    Effect.gen(function*() {
+      const { engine, here, there } = yield* pair({ keys: keys("ab"), ...plain, attribution: "per-key" })
+      yield* engine.slow("20 millis")
+      yield* trip(here, "a")
+      yield* calm
+      yield* TestClock.adjust("10 millis")
+      // While this is told, the other's news come, and nothing else is.
+      yield* report(there, "b", "RateLimited", { wait: "1 minute" })
+      yield* calm
+      yield* TestClock.adjust("5 millis")
+      yield* trip(there, "a")
+      yield* calm
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual([yield* closedFor(here, "a"), yield* closedFor(there, "a")], [28_985, 29_015])
+    }))
+
   test("B4, P4: outcomes of leases from before an adopted transition change statistics, never state", () =>
     Effect.gen(function*() {
       const { here, there } = yield* pair({ keys: keys("a"), ...plain, attribution: "per-key" })
