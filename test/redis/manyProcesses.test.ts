@@ -165,14 +165,18 @@ describe.skipIf(!RedisServer.isHere)(`P4: ${count} processes, one pool`, () => {
           pauseMillis: 50
         })
       )
-      const reports = yield* together(all)
+      const working = yield* Effect.fork(together(all))
+      yield* RedisServer.until(redis.cli("hlen", "{keymesh:shared}:breakers"), (fields) => fields === "1")
+      const openedAt = performance.now()
+      const reports = yield* Fiber.join(working)
       assert.deepStrictEqual(reports.flatMap(({ failed }) => failed), [])
       assert.strictEqual(sum(reports.map(({ served }) => served)), count * 2 * 120)
       const bad = seen.filter(({ label }) => label === "bad").map(({ at }) => at)
-      // At first all that was on its way when the breaker opened, which takes a while where processes are more than cores;
-      // from then on one probe for each second.
-      const probes = bad.filter((at) => at > (bad[0] ?? 0) + 3_000)
+      // What was on its way when the breaker opened has come when half of its first second is over; from then on there is
+      // one probe for each second.
+      const probes = bad.filter((at) => at > openedAt + 500)
       assert.isBelow(bad.length - probes.length, 3 * count * 2)
+      assert.isAbove((probes[0] ?? 0) - openedAt, 900)
       assert.isAtLeast(probes.length, 3)
       for (const [i, at] of probes.entries()) {
         if (i > 0) assert.isAbove(at - (probes[i - 1] ?? 0), 950)
