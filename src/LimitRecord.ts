@@ -236,13 +236,29 @@ const announcedOf = (
   backAt: (instant: number) => number
 ): ReadonlyArray<AnnouncedLimit.AnnouncedLimit> => {
   const unit = AnnouncedLimit.unitOf(name)
-  return unit === undefined
-    ? []
-    : [{ name, unit, limit, remaining, most, at: backAt(at), total: 0, resetAt: backAt(resetAt), longest, fill, votes }]
+  if (unit === undefined) return []
+  const fullAt = backAt(resetAt)
+  // The next answer knows better.
+  const told = false
+  return [{
+    name,
+    unit,
+    limit,
+    remaining,
+    most,
+    at: backAt(at),
+    total: 0,
+    resetAt: fullAt,
+    fullAt,
+    told,
+    longest,
+    fill,
+    votes
+  }]
 }
 
 const learnedOf = (
-  { measured, stamp, window, ...rest }: LearnedLimit.LearnedLimit,
+  { barren: _barren, measured, owes: _owes, stamp, usual: _usual, window, ...rest }: LearnedLimit.LearnedLimit,
   leased: RateLimit.Totals,
   wallOffset: number
 ): StoredLearned => ({
@@ -262,6 +278,10 @@ const learnedFrom = (
   backAt: (instant: number) => number
 ): LearnedLimit.LearnedLimit => ({
   ...rest,
+  // What told waits are worth is found out anew.
+  barren: 0,
+  owes: 0,
+  usual: 0,
   stamp: -since,
   end: backAt(rest.end),
   due: backAt(rest.due),
