@@ -9,6 +9,7 @@ import * as FiberId from "effect/FiberId"
 import * as MutableRef from "effect/MutableRef"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
+import * as Claims from "./Claims.js"
 import * as Homes from "./Homes.js"
 import { AllKeysExhausted, PoolClosed } from "./KeymeshError.js"
 import type * as Limits from "./Limits.js"
@@ -17,6 +18,7 @@ import * as OngoingCall from "./OngoingCall.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolState from "./PoolState.js"
+import * as Sharing from "./Sharing.js"
 import * as WaitingLine from "./WaitingLine.js"
 
 /**
@@ -73,6 +75,48 @@ export const acquireTogether = (
  * @category steps
  */
 export const acquire = (
+  core: PoolCore.PoolCore,
+  restore: Restore,
+  call: OngoingCall.OngoingCall,
+  request: PoolState.Request,
+  until: number
+): Effect.Effect<PoolState.LeaseRecord | Refused> => {
+  const { sharing } = core
+  const acquired = acquireHere(core, restore, call, request, until)
+  return sharing === undefined
+    ? acquired
+    : Effect.flatMap(
+      acquired,
+      (acquired) =>
+        "_tag" in acquired
+          ? Effect.succeed(acquired)
+          : claimed(core, sharing, restore, call, request, until, acquired)
+    )
+}
+
+/**
+ * A lease with what it needs of what all share; another, if it was refused that.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const claimed = (
+  core: PoolCore.PoolCore,
+  sharing: PoolCore.Sharing,
+  restore: Restore,
+  call: OngoingCall.OngoingCall,
+  request: PoolState.Request,
+  until: number,
+  record: PoolState.LeaseRecord
+): Effect.Effect<PoolState.LeaseRecord | Refused> =>
+  Effect.flatMap(
+    Sharing.claim(core, sharing, restore, record),
+    (granted) =>
+      granted ? Effect.succeed(record) : acquire(core, restore, call, { ...request, call: record.call }, until)
+  )
+
+/** A key by what is known here. */
+const acquireHere = (
   core: PoolCore.PoolCore,
   restore: Restore,
   call: OngoingCall.OngoingCall,
@@ -186,18 +230,20 @@ const abandon = (
   core: PoolCore.PoolCore,
   { clock }: OngoingCall.OngoingCall,
   waiter: PoolState.Waiter
-): Effect.Effect<void> =>
+): Effect.Effect<unknown> =>
   Effect.flatMap(
     Ref.modify(core.state, (before) => [
       WaitingLine.isWaiting(before, waiter),
       WaitingLine.withoutWaiter(before, waiter)
     ]),
-    (waiting) =>
+    (waiting): Effect.Effect<unknown> =>
       waiting ? Effect.void : Effect.flatMap(
         Deferred.await(waiter.answer),
-        (record) =>
+        (record): Effect.Effect<unknown> =>
           record === undefined
             ? Effect.void
-            : PoolCore.settle(core, record, clock, Outcome.ignored, true, 0, () => PoolState.noEvents, unsent)
+            : core.sharing === undefined
+            ? PoolCore.settle(core, record, clock, Outcome.ignored, true, 0, () => PoolState.noEvents, unsent)
+            : PoolCore.step(core, (before, now) => Claims.unsent(core.config, before, record, now))
       )
   )

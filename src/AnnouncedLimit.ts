@@ -187,6 +187,17 @@ export const gate = (self: AnnouncedLimit, amount: number, total: number, now: n
 export const remaining = (self: AnnouncedLimit, total: number, now: number): number =>
   Math.max(0, Math.floor(Math.min(available(self, total, now), Number.MAX_SAFE_INTEGER)))
 
+/**
+ * How much is left now, as a share of the limit; 1 where it is not known, and when all is there again.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const share = (self: AnnouncedLimit, total: number, now: number): number =>
+  self.limit === undefined || now >= fullAt(self, total)
+    ? 1
+    : Math.max(0, Math.min(1, available(self, total, now) / self.limit))
+
 const available = (self: AnnouncedLimit, total: number, now: number): number => {
   if (now >= fullAt(self, total)) return allOf(self) ?? Infinity
   const perMilli = rate(self)

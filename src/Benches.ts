@@ -91,6 +91,28 @@ export const mapModel = (
     : withModel(state, model, { keys, groups })
 }
 
+/**
+ * Changes what is held against a key, or against its group, for one model.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const mapOne = (
+  state: PoolState.PoolState,
+  key: KeyState.KeyState,
+  { model, scope }: { readonly scope: "key" | "group"; readonly model: string },
+  f: (bench: KeyState.Bench) => KeyState.Bench | undefined
+): PoolState.PoolState => {
+  const found = HashMap.get(state.rest.models, model)
+  const group = key.key.quotaGroup
+  if (found._tag === "None" || (scope === "group" && group === undefined)) return state
+  const keys = scope === "key" ? mapEntry(found.value.keys, key.slot, f) : found.value.keys
+  const groups = scope === "group" && group !== undefined ? mapEntry(found.value.groups, group, f) : found.value.groups
+  return keys === found.value.keys && groups === found.value.groups
+    ? state
+    : withModel(state, model, { keys, groups })
+}
+
 const mapEntry = <K>(
   map: HashMap.HashMap<K, KeyState.Bench>,
   at: K,

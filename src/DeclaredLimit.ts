@@ -25,7 +25,9 @@ export type Unit = "requests" | "tokens" | "input" | "output"
  */
 export interface DeclaredLimit {
   readonly unit: "requests" | "tokens"
+  /** What holds now, and what was declared: while others take of it unseen, only a part of it holds. */
   readonly limit: number
+  readonly whole: number
   readonly windowMillis: number
   /** Taken by what is in flight: it is not yet known from when on it counts. */
   readonly held: number
@@ -70,6 +72,7 @@ export interface Full {
 export const make = (unit: "requests" | "tokens", limit: number, windowMillis: number): DeclaredLimit => ({
   unit,
   limit,
+  whole: limit,
   windowMillis,
   held: 0,
   log: SlotMap.empty(),
@@ -108,6 +111,18 @@ export const remaining = (self: DeclaredLimit, now: number): number => {
   const past = now - self.windowMillis
   const gone = firstAfter(self, (entry) => entry.at > past)
   return Math.max(0, self.limit - self.held - (self.sum - (gone === self.first ? self.left : sumBefore(self, gone))))
+}
+
+/**
+ * How much of what counts now has been counted since an instant.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const countedSince = (self: DeclaredLimit, since: number, now: number): number => {
+  const past = now - self.windowMillis
+  const first = firstAfter(self, (entry) => entry.at > past && entry.at >= since)
+  return self.sum - (first === self.first ? self.left : sumBefore(self, first))
 }
 
 /**
@@ -187,6 +202,7 @@ const changed = (
 ): DeclaredLimit => ({
   unit: self.unit,
   limit: self.limit,
+  whole: self.whole,
   windowMillis: self.windowMillis,
   held,
   log,
@@ -203,7 +219,27 @@ const changed = (
  * @category steps
  */
 export const resized = (self: DeclaredLimit, limit: number): DeclaredLimit =>
-  self.limit === limit ? self : { ...self, limit }
+  self.whole === limit ? self : { ...self, limit, whole: limit }
+
+/**
+ * The same use of one of so many parts of the limit, which is at least 1; 1: of all of it.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const divided = (self: DeclaredLimit, parts: number): DeclaredLimit => {
+  const limit = partOf(self.whole, parts)
+  return self.limit === limit ? self : { ...self, limit }
+}
+
+/**
+ * One of so many parts of a limit, at least 1.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const partOf = (whole: number, parts: number): number =>
+  parts <= 1 ? whole : Math.max(1, Math.floor(whole / parts))
 
 /**
  * What of a limit was taken, and from when on it counts.
@@ -243,7 +279,7 @@ export const withUses = (self: DeclaredLimit, others: ReadonlyArray<Use>, now: n
   const past = now - self.windowMillis
   const own = uses({ ...self, held: 0 }, now)
   const all = [...own, ...others].filter(({ at }) => at > past).sort((a, b) => a.at - b.at)
-  const empty = { ...make(self.unit, self.limit, self.windowMillis), held: self.held }
+  const empty = { ...make(self.unit, self.limit, self.windowMillis), whole: self.whole, held: self.held }
   return all.reduce((next, { amount, at }) => count(next, 0, amount, at), empty)
 }
 

@@ -11,12 +11,14 @@ import * as Ref from "effect/Ref"
 import * as Affinity from "./Affinity.js"
 import type * as AnnouncedLimit from "./AnnouncedLimit.js"
 import * as ApiKey from "./ApiKey.js"
+import type * as HedgedAttempt from "./HedgedAttempt.js"
 import * as Homes from "./Homes.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolState from "./PoolState.js"
 import type * as RateLimit from "./RateLimit.js"
+import * as Sharing from "./Sharing.js"
 import type * as Telemetry from "./Telemetry.js"
 
 /**
@@ -31,6 +33,8 @@ export interface Lease {
   readonly key: ApiKey.ApiKey
   /** The number of the attempt in its call, from 1. */
   readonly attempt: number
+  /** Whether it runs beside another attempt of its call, which takes long. */
+  readonly hedge: boolean
   readonly call: number
   readonly model: string | undefined
   /**
@@ -79,7 +83,8 @@ export interface HeldLease extends Lease {
   begin(): void
   /** Whether the attempt took too long and was aborted. */
   isOverdue(): boolean
-  say(outcome: Outcome.Outcome, end: boolean): Effect.Effect<void>
+  /** Takes in an outcome; `lost`: another attempt of the call was answered first. */
+  say(outcome: Outcome.Outcome, end: boolean, lost?: boolean): Effect.Effect<void>
 }
 
 /**
@@ -93,7 +98,8 @@ export const make = (
   record: PoolState.LeaseRecord,
   attempt: number,
   clock: Clock.Clock,
-  aborted = 0
+  aborted = 0,
+  side?: HedgedAttempt.Side
 ): HeldLease => {
   const limit = core.config.attemptTimeout
   return new Held({
@@ -103,6 +109,7 @@ export const make = (
     clock,
     phase: MutableRef.make(begun),
     told: MutableRef.make(nothingTold),
+    side,
     running: limit === undefined || (limit === "learned" && record.timed === undefined)
       ? undefined
       : { lease: record, aborted, abortable: false, abort: nothingToAbort, overdue: false }
@@ -117,6 +124,8 @@ interface Parts {
   readonly clock: Clock.Clock
   readonly phase: MutableRef.MutableRef<Phase>
   readonly told: MutableRef.MutableRef<Told>
+  /** The race that it is in, if another attempt of its call may run beside it. */
+  readonly side: HedgedAttempt.Side | undefined
   readonly running: PoolCore.RunningAttempt | undefined
 }
 
@@ -140,6 +149,10 @@ class Held implements HeldLease {
     this.call = record.call
     this.model = record.model
     this.#parts = parts
+  }
+
+  get hedge(): boolean {
+    return this.#parts.side !== undefined && this.attempt > 1
   }
 
   get announced() {
@@ -180,7 +193,12 @@ class Held implements HeldLease {
 
   get commit() {
     const parts = this.#parts
-    return (outcome: Outcome.Outcome): Effect.Effect<void> => Effect.uninterruptible(say(parts, outcome, false))
+    return (outcome: Outcome.Outcome): Effect.Effect<void> =>
+      Effect.uninterruptible(
+        Effect.suspend(() =>
+          outcome._tag === "Success" && parts.side?.claim() === false ? Effect.void : say(parts, outcome, false)
+        )
+      )
   }
 
   get end(): Effect.Effect<void> {
@@ -213,8 +231,8 @@ class Held implements HeldLease {
     core.begun.unsafeOffer(undefined)
   }
 
-  say(outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> {
-    return say(this.#parts, outcome, end)
+  say(outcome: Outcome.Outcome, end: boolean, lost = false): Effect.Effect<void> {
+    return say(this.#parts, outcome, end, lost)
   }
 }
 
@@ -222,7 +240,8 @@ class Held implements HeldLease {
 const say = (
   { attempt, clock, core, phase, record, running, told }: Parts,
   outcome: Outcome.Outcome,
-  end: boolean
+  end: boolean,
+  lost = false
 ): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { ended, said } = MutableRef.get(phase)
@@ -232,7 +251,7 @@ const say = (
     if (counted === undefined && !ends) return Effect.void
     if (running !== undefined) core.running.delete(record.id)
     const { announced, begun, usage } = MutableRef.getAndSet(told, begunOnly)
-    const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage }
+    const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage, lost: lost && begun }
     MutableRef.set(phase, {
       ended: ended || ends,
       said: counted === undefined ? said : counted._tag === "Success" ? "success" : "else"
@@ -248,7 +267,10 @@ const say = (
         (now) => counted === undefined ? PoolState.noEvents : outcomeEvents(core, record, attempt, counted, late, now),
         heard
       )
-    return counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
+    const settled = counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
+    return core.sharing === undefined
+      ? settled
+      : Effect.zipRight(settled, Sharing.settled(core.sharing, record.id, heard, ends))
   })
 
 const remember = ({ core, record }: Parts, resources: ReadonlyArray<string>): Effect.Effect<void> =>

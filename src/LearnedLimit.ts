@@ -269,6 +269,24 @@ export const gate = (self: LearnedLimit, now: number): Full | undefined => {
 }
 
 /**
+ * How much is left of what fits at once, as a share of it: of a window, or of how far requests may come ahead of the
+ * pace. 1 while nothing was measured.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const share = (self: LearnedLimit, now: number): number => {
+  if (isForgotten(self, now)) return 1
+  if (now < self.end) return 0
+  const { measured } = self
+  if (measured === undefined) return 1
+  const left = measured.shape === "window"
+    ? 1 - windowAt(self, now).leased / measured.count
+    : 1 - (self.due - now) / slackOf(measured)
+  return Math.max(0, Math.min(1, left))
+}
+
+/**
  * When some of what is left now will be lost if nobody uses it: at the end of the window, or when so much as may come
  * ahead of the pace has gathered. `Infinity` where nobody knows.
  *

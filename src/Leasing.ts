@@ -7,6 +7,7 @@ import type * as Affinity from "./Affinity.js"
 import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
+import * as Claims from "./Claims.js"
 import * as Expiring from "./Expiring.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
@@ -101,12 +102,15 @@ const pick = (
 ): Strategy.Picked | undefined => {
   const { avoid, only, random, rotation } = request
   if (state.index.size === 0) return undefined
+  const left = config.strategy.wants === "headroom"
+    ? (slot: number) => PoolState.headroom(state, slot, request.model, now)
+    : undefined
   if (!state.rest.health.idle && ProviderHealth.isLimiting(state.rest.health, now)) {
-    const idle = pickIdle(state, request, barred, now)
+    const idle = pickIdle(state, request, barred, left, now)
     if (idle !== undefined) return idle
   }
   if (barred === undefined && only === undefined && avoid.length === 0) {
-    return state.index.pick({ excluded: none, rotation, random, now })
+    return state.index.pick({ excluded: none, rotation, random, now, left })
   }
   const unsuited = (slot: number): boolean => {
     if (barred?.(slot) === true) return true
@@ -116,8 +120,8 @@ const pick = (
   }
   const other = avoid.length === 0
     ? undefined
-    : state.index.pick({ excluded: (slot) => avoid.includes(slot) || unsuited(slot), rotation, random, now })
-  return other ?? state.index.pick({ excluded: unsuited, rotation, random, now })
+    : state.index.pick({ excluded: (slot) => avoid.includes(slot) || unsuited(slot), rotation, random, now, left })
+  return other ?? state.index.pick({ excluded: unsuited, rotation, random, now, left })
 }
 
 /**
@@ -128,6 +132,7 @@ const pickIdle = (
   state: PoolState.PoolState,
   { avoid, only, random, rotation }: PoolState.Request,
   barred: ((slot: number) => boolean) | undefined,
+  left: Strategy.PickContext["left"],
   now: number
 ): Strategy.Picked | undefined => {
   let looked = 0
@@ -137,7 +142,7 @@ const pickIdle = (
     return key === undefined || key.inFlight > 0 || avoid.includes(slot) || barred?.(slot) === true ||
       only?.(key.key) === false
   }
-  const picked = state.index.pick({ excluded: unsuited, rotation, random, now })
+  const picked = state.index.pick({ excluded: unsuited, rotation, random, now, left })
   return looked > mostBusy ? undefined : picked
 }
 
@@ -163,9 +168,18 @@ const grant = (
   const usual = !floor && PoolState.isUsual(before, free, request.model)
     ? grantUsual(config, before, index, free, request, now, affinity)
     : undefined
-  return usual ??
-    grantWatched(config, index === before.index ? before : { ...before, index }, free, request, now, affinity, floor)
+  return usual ?? asking(
+    config,
+    grantWatched(config, index === before.index ? before : { ...before, index }, free, request, now, affinity, floor),
+    now
+  )
 }
+
+/** Where others had taken all there was, few ask at a time whether something is left. */
+const asking = (config: PoolState.Config, leased: Leased, now: number): Leased =>
+  leased.state.rest.elsewhere === undefined || leased.lease === undefined
+    ? leased
+    : { ...leased, state: Claims.asks(config, leased.state, leased.lease, now) }
 
 /** A lease that changes numbers only: the usual one, with one copy of the key and one of the pool. Else `undefined`. */
 const grantUsual = (

@@ -29,6 +29,8 @@ export interface Heard {
   readonly sent: boolean
   readonly announced: ReadonlyArray<AnnouncedLimit.Said>
   readonly usage: RateLimit.Usage | undefined
+  /** Whether it was interrupted because another attempt of its call was answered first: it lasted at least as long. */
+  readonly lost?: boolean
 }
 
 /**

@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
@@ -13,10 +14,12 @@ import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import * as DurableFile from "./DurableFile.js"
 import type { ConfigurationError } from "./KeymeshError.js"
 import * as PoolStore from "./PoolStore.js"
 import * as Checks from "./Settings.js"
+import type * as SharedPool from "./SharedPool.js"
 
 /**
  * A place for one record per pool name. A record is plain JSON; it holds key ids, never secrets.
@@ -79,6 +82,13 @@ export const make = (
     return ofBackend(state)
   })
 
+/** What a `PoolStore` shares goes with it. */
+const shareOf = (value: object): Pick<PoolStore.Service, "share"> =>
+  "share" in value && Predicate.isFunction(value.share)
+    // Of a backend with this function nobody knows more than that it is one: a `PoolStore` has it by its type.
+    ? { share: value.share as NonNullable<PoolStore.Service["share"]> }
+    : {}
+
 const isBackend = (value: unknown): value is Backend =>
   Predicate.hasProperty(value, "load") && Predicate.isFunction(value.load) &&
   Predicate.hasProperty(value, "save") && Predicate.isFunction(value.save) &&
@@ -94,7 +104,8 @@ const ofBackend = (backend: Backend): PoolStore.Service => ({
       if (Option.isOption(found)) return Option.isNone(found) ? Effect.succeedNone : recordOf(found.value)
       return found === null || found === undefined ? Effect.succeedNone : recordOf(found)
     }),
-  save: (pool, record) => Effect.asVoid(answerOf(() => backend.save(pool, PoolStore.encode(record))))
+  save: (pool, record) => Effect.asVoid(answerOf(() => backend.save(pool, PoolStore.encode(record)))),
+  ...shareOf(backend)
 })
 
 const recordOf = (json: unknown) => Effect.asSome(PoolStore.decode(json))
@@ -140,9 +151,39 @@ const ofLayer = (layer: Layer.Layer<PoolStore.PoolStore, unknown>) =>
     })
     const store: PoolStore.Service = {
       load: (pool) => Effect.flatMap(built, (store) => store.load(pool)),
-      save: (pool, record) => Effect.flatMap(built, (store) => store.save(pool, record))
+      save: (pool, record) => Effect.flatMap(built, (store) => store.save(pool, record)),
+      share: (pool) => shareLater(built, pool)
     }
     return store
+  })
+
+/** What a store shares that is still to be built, if it does. Until then, and if it does not, nobody else is there. */
+const shareLater = (
+  built: Effect.Effect<PoolStore.Service, unknown>,
+  pool: string
+): Effect.Effect<SharedPool.SharedPool, never, Scope.Scope> =>
+  Effect.gen(function*() {
+    const port = yield* Deferred.make<SharedPool.SharedPool | undefined>()
+    const scope = yield* Effect.scope
+    yield* Effect.forkIn(
+      Effect.flatMap(built, ({ share }) => share === undefined ? Effect.succeed(undefined) : share(pool)).pipe(
+        Effect.orElseSucceed(() => undefined),
+        Scope.extend(scope),
+        Effect.flatMap((found) => Deferred.succeed(port, found))
+      ),
+      scope
+    )
+    const whenThere = <A>(f: (port: SharedPool.SharedPool) => Effect.Effect<A>, otherwise: A): Effect.Effect<A> =>
+      Effect.flatMap(Deferred.poll(port), (found) =>
+        Option.isNone(found)
+          ? Effect.succeed(otherwise)
+          : Effect.flatMap(found.value, (port) => port === undefined ? Effect.succeed(otherwise) : f(port)))
+    return {
+      news: Stream.unwrap(Effect.map(Deferred.await(port), (port) => port === undefined ? Stream.empty : port.news)),
+      tell: (notices) => whenThere<SharedPool.Told>((port) => port.tell(notices), { _tag: "Away" }),
+      claim: (claim) => whenThere<SharedPool.Answer>((port) => port.claim(claim), { _tag: "Away" }),
+      settle: (ticket, settled) => whenThere((port) => port.settle(ticket, settled), undefined)
+    }
   })
 
 // ----------------------------------------------------------------------------------------------------------------- file

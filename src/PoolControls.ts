@@ -26,6 +26,7 @@ import * as PoolKeys from "./PoolKeys.js"
 import { type PoolSnapshot, snapshotOf } from "./PoolSnapshot.js"
 import * as PoolState from "./PoolState.js"
 import type * as RateLimit from "./RateLimit.js"
+import * as Sharing from "./Sharing.js"
 import type * as Telemetry from "./Telemetry.js"
 
 // --------------------------------------------------------------------------------------------------------------- views
@@ -215,7 +216,10 @@ export const drain = (core: PoolCore.PoolCore, id: string): Effect.Effect<boolea
  * @category controls
  */
 export const reset = (core: PoolCore.PoolCore, id: string): Effect.Effect<boolean> =>
-  PoolCore.step(core, (before, now) => PoolKeys.resetKey(core.config, before, id, now))
+  Effect.tap(
+    PoolCore.step(core, (before, now) => PoolKeys.resetKey(core.config, before, id, now)),
+    (found) => found && core.sharing !== undefined ? Sharing.reset(core, core.sharing, id) : Effect.void
+  )
 
 const change = (
   core: PoolCore.PoolCore,

@@ -24,7 +24,10 @@ import * as PoolKeys from "./PoolKeys.js"
 import type * as PoolSettings from "./PoolSettings.js"
 import * as PoolState from "./PoolState.js"
 import * as PoolStore from "./PoolStore.js"
+import type * as RateLimit from "./RateLimit.js"
 import * as Settling from "./Settling.js"
+import type * as SharedPool from "./SharedPool.js"
+import type * as SharedState from "./SharedState.js"
 import * as Telemetry from "./Telemetry.js"
 import * as WaitingLine from "./WaitingLine.js"
 
@@ -63,6 +66,62 @@ export interface PoolCore {
   readonly begun: Queue.Queue<void>
   /** Who waits until a retired key has left, by its id. */
   readonly drains: Ref.Ref<HashMap.HashMap<string, Deferred.Deferred<void>>>
+  /** What the pool has in common with others; absent where it is alone. */
+  readonly sharing: Sharing | undefined
+}
+
+/**
+ * What a pool has in common with others.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Sharing {
+  readonly port: SharedPool.SharedPool
+  readonly link: Ref.Ref<Link>
+  /** Done once it is known whether the others can be reached. */
+  readonly met: Deferred.Deferred<void>
+  /** Says that something may have happened of which the others must hear. */
+  readonly changed: Queue.Queue<void>
+  /** What was done by hand, and whose probes have ended: told, in this order, with what has changed. */
+  readonly resets: Ref.Ref<ReadonlyArray<Extract<SharedPool.Notice, { readonly _tag: "Reset" }>>>
+  readonly endings: Ref.Ref<ReadonlyArray<SharedLease>>
+  /** The leases that take of what is shared, by id; each of them comes and goes. */
+  readonly leases: Map<number, SharedLease>
+  /** How often something was given back, and of each subject when last. */
+  readonly freed: Ref.Ref<{ readonly count: number; readonly last: HashMap.HashMap<string, number> }>
+}
+
+/**
+ * How a pool and the others stand.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Link {
+  /** Whether claims are decided where all meet. */
+  readonly joined: boolean
+  readonly members: number
+  /** Since when it has been on its own. */
+  readonly awaySince: number
+  readonly versions: SharedState.Versions
+  /** Whether what could not be told is about to be told again. */
+  readonly retelling: boolean
+  /** The pool as far as the others know of it; nothing of it before they have met. */
+  readonly told: PoolState.PoolState | undefined
+}
+
+/**
+ * A lease that takes of what is shared. Without a ticket it was given while nobody could decide.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SharedLease {
+  readonly claim: SharedPool.Claim
+  readonly ticket: SharedPool.Ticket | undefined
+  readonly answered: boolean
+  readonly usage?: RateLimit.Usage | undefined
 }
 
 /**
@@ -104,6 +163,9 @@ export const make = (
     const begun = yield* Queue.sliding<void>(1)
     const used = yield* Queue.sliding<void>(1)
     const drains = yield* Ref.make(HashMap.empty<string, Deferred.Deferred<void>>())
+    const sharing = store.share === undefined
+      ? undefined
+      : yield* Effect.flatMap(store.share(config.pool), (port) => makeSharing(port, startedAt))
     return {
       settings,
       config,
@@ -121,7 +183,29 @@ export const make = (
       running: new Map(),
       unwatched: MutableRef.make(true),
       begun,
-      drains
+      drains,
+      sharing
+    }
+  })
+
+const makeSharing = (port: SharedPool.SharedPool, now: number): Effect.Effect<Sharing> =>
+  Effect.gen(function*() {
+    return {
+      port,
+      link: yield* Ref.make<Link>({
+        joined: false,
+        members: 1,
+        awaySince: now,
+        versions: HashMap.empty(),
+        retelling: false,
+        told: undefined
+      }),
+      met: yield* Deferred.make<void>(),
+      changed: yield* Queue.sliding<void>(1),
+      resets: yield* Ref.make<ReadonlyArray<Extract<SharedPool.Notice, { readonly _tag: "Reset" }>>>([]),
+      endings: yield* Ref.make<ReadonlyArray<SharedLease>>([]),
+      leases: new Map(),
+      freed: yield* Ref.make({ count: 0, last: HashMap.empty<string, number>() })
     }
   })
 
@@ -233,6 +317,9 @@ export const announce = (
   }
   if (before === undefined || PoolState.hasMoved(before, after) || events.some((event) => event._tag === "key.added")) {
     effect = Effect.zipRight(effect, Effect.zipRight(tell(core.ticks, undefined), Queue.offer(core.dirty, undefined)))
+  }
+  if (core.sharing !== undefined && (events.length > 0 || before === undefined || PoolState.hasMoved(before, after))) {
+    effect = Effect.zipRight(effect, Queue.offer(core.sharing.changed, undefined))
   }
   if (before !== undefined && hasLearned(before, after)) {
     effect = Effect.zipRight(effect, Queue.offer(core.learned, undefined))

@@ -15,6 +15,8 @@ import * as RedBlackTree from "effect/RedBlackTree"
 import * as Affinity from "./Affinity.js"
 import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
+import * as Elsewhere from "./Elsewhere.js"
+import * as HedgeBudget from "./HedgeBudget.js"
 import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
 import * as Latency from "./Latency.js"
@@ -41,6 +43,10 @@ export interface Config extends KeyState.GateSettings {
   readonly floorMillis: number | undefined
   /** How long an attempt may take until its answer belongs to the caller; `undefined`: as long as it likes. */
   readonly attemptTimeout: "learned" | number | undefined
+  /** Whether it is to be learned how long attempts take. */
+  readonly times: boolean
+  /** What bounds the second attempts that calls may have beside their first. */
+  readonly hedging: HedgeBudget.Options
   /** Whether faults are compared across keys before one of them is blamed. */
   readonly corroborates: boolean
   readonly maxWaiters: number
@@ -108,6 +114,8 @@ export interface Rest {
   readonly earlyNow: number
   readonly earlyLater: number
   readonly floorAt: number
+  /** What others take of the keys; absent while nothing is known that would hold this pool back. */
+  readonly elsewhere: Elsewhere.Elsewhere | undefined
   /** How many keys have each origin, see `originOf`. */
   readonly origins: HashMap.HashMap<string, number>
   readonly health: ProviderHealth.Health
@@ -116,6 +124,7 @@ export interface Rest {
   readonly tokens: RetryPolicy.Tokens
   /** Calls counted into `tokens` so far. */
   readonly tokenCalls: number
+  readonly hedging: HedgeBudget.HedgeBudget
   /** Who waits, by lane (model), in order of their turns. */
   readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<bigint, Waiter>>
   readonly waiting: number
@@ -435,11 +444,13 @@ export const empty = (config: Config, now: number): PoolState => ({
     earlyNow: 0,
     earlyLater: 0,
     floorAt: -Infinity,
+    elsewhere: undefined,
     origins: HashMap.empty(),
     health: ProviderHealth.initial,
     turned: [],
     tokens: RetryPolicy.tokens(now, config.tokens),
     tokenCalls: 0,
+    hedging: HedgeBudget.initial,
     lanes: HashMap.empty(),
     waiting: 0,
     line: nobody,
@@ -505,6 +516,17 @@ export const find = (state: PoolState, id: string): KeyState.KeyState | undefine
 export const keys = (state: PoolState): ReadonlyArray<KeyState.KeyState> => SlotMap.values(state.slots)
 
 /**
+ * Some key of a group.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const memberOf = (state: PoolState, group: string): KeyState.KeyState | undefined => {
+  const slot = Option.getOrUndefined(HashMap.get(state.rest.groups, group))?.members[0]
+  return slot === undefined ? undefined : SlotMap.get(state.slots, slot)
+}
+
+/**
  * What is held against the group of a key.
  *
  * @since 0.1.0
@@ -525,13 +547,14 @@ export const hasModels = (state: PoolState): boolean => HashMap.size(state.rest.
 
 /**
  * Whether nothing is known that an attempt with this key could meet, or that its success could change, but for limits for
- * all models: no trouble of the key, its group or the provider, and no limit for the model.
+ * all models: no trouble of the key, its group or the provider, nothing that others hold back, and no limit for the model.
  *
  * @since 0.1.0
  * @category getters
  */
 export const isUsual = (state: PoolState, key: KeyState.KeyState, model: string | undefined): boolean =>
-  state.rest.health.idle && key.gatedUntil === undefined && KeyState.isWell(key) &&
+  state.rest.health.idle && state.rest.elsewhere === undefined && key.gatedUntil === undefined &&
+  KeyState.isWell(key) &&
   groupBench(state, key) === undefined &&
   (model === undefined || (!hasModels(state) && modelLimits(state, key, model) === undefined))
 
@@ -578,6 +601,23 @@ export const modelLimits = (
 }
 
 /**
+ * How much a key has left of its tightest limit for a model, as a share of it; 1 where none is known.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const headroom = (state: PoolState, slot: number, model: string | undefined, now: number): number => {
+  const key = SlotMap.get(state.slots, slot)
+  if (key === undefined) return 0
+  const party = partyLimits(state, key)
+  const own = modelLimits(state, key, model)
+  return Math.min(
+    party === undefined ? 1 : RateLimit.share(party, now),
+    own === undefined ? 1 : RateLimit.share(own, now)
+  )
+}
+
+/**
  * Whether between two states a key came or went, or a gate opened or closed; but for those that each call may open and
  * close (concurrency, the slow return).
  *
@@ -591,7 +631,7 @@ export const hasMoved = ({ rest: before }: PoolState, { rest: after }: PoolState
 // --------------------------------------------------------------------------------------------------------------- gates
 
 /**
- * Every gate of a key, for all models: its own and its group's.
+ * Every gate of a key, for all models: its own, its group's, and what others hold back.
  *
  * @since 0.1.0
  * @category gates
@@ -601,14 +641,17 @@ export const keyGate = (
   state: PoolState,
   key: KeyState.KeyState,
   now: number
-): KeyState.Closed | undefined =>
-  KeyState.both(
+): KeyState.Closed | undefined => {
+  const closed = KeyState.both(
     KeyState.gate(config, key, now),
     key.key.quotaGroup === undefined ? undefined : KeyState.both(
       KeyState.benchGate(config, groupBench(state, key), now),
       KeyState.limitGate(partyLimits(state, key), undefined, now)
     )
   )
+  const { elsewhere } = state.rest
+  return elsewhere === undefined ? closed : KeyState.both(closed, Elsewhere.gate(elsewhere, key, now))
+}
 
 /**
  * Every gate of a key for a request.

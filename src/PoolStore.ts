@@ -19,10 +19,12 @@ import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Ref from "effect/Ref"
 import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
 import * as DurableFile from "./DurableFile.js"
 import type { ConfigurationError } from "./KeymeshError.js"
 import { StoredPool } from "./PoolRecord.js"
 import * as Checks from "./Settings.js"
+import type { SharedPool } from "./SharedPool.js"
 
 /**
  * The store could not be reached, or holds something that cannot be read.
@@ -52,6 +54,8 @@ export interface Service {
   readonly load: (pool: string) => Effect.Effect<Option.Option<StoredPool>, StoreError>
   /** Replaces the record of a pool. */
   readonly save: (pool: string, record: StoredPool) => Effect.Effect<void, StoreError>
+  /** What the processes that use this store share of a pool; absent where each is on its own. */
+  readonly share?: ((pool: string) => Effect.Effect<SharedPool, never, Scope.Scope>) | undefined
 }
 
 /**

@@ -5,6 +5,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as MutableRef from "effect/MutableRef"
@@ -20,6 +21,7 @@ import * as PoolCore from "./PoolCore.js"
 import * as PoolRecord from "./PoolRecord.js"
 import * as PoolState from "./PoolState.js"
 import * as PoolStore from "./PoolStore.js"
+import * as Sharing from "./Sharing.js"
 import type * as Telemetry from "./Telemetry.js"
 import * as WaitingLine from "./WaitingLine.js"
 
@@ -62,7 +64,11 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
     const storeWorks = yield* Ref.make(true)
     const worded = yield* Ref.make<Worded>({ ended: 0, changes: 0, resources: [] })
     const found = yield* Ref.make<Went>("late")
-    const loading = keeps ? loadInto(core, storeWorks, found, storeMillis) : Effect.void
+    const { sharing } = core
+    const loading = Effect.zipRight(
+      keeps ? loadInto(core, storeWorks, found, storeMillis) : Effect.void,
+      sharing === undefined ? Effect.void : meet(core, sharing, storeWorks, scope)
+    )
     const behind = keeps && loads === "behind" ? yield* Effect.forkIn(loading, scope) : undefined
     if (behind === undefined) yield* loading
     // However the loading ends: it tells what was wrong by itself.
@@ -97,6 +103,24 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
     )
     return loaded
   })
+
+/** Lets the pool and others of its name know of each other, and waits a little until they do. */
+const meet = (
+  core: PoolCore.PoolCore,
+  sharing: PoolCore.Sharing,
+  storeWorks: Ref.Ref<boolean>,
+  scope: Scope.Scope
+): Effect.Effect<void> =>
+  Effect.zipRight(
+    Effect.forkIn(
+      Effect.interruptible(Sharing.keep(core, sharing, {
+        away: (problem) => degraded(core, storeWorks, `what is shared cannot be reached: ${problem}`),
+        joined: Ref.set(storeWorks, true)
+      })),
+      scope
+    ),
+    Effect.asVoid(Effect.timeoutOption(Effect.interruptible(Deferred.await(sharing.met)), storeMillis))
+  )
 
 const joined = (core: PoolCore.PoolCore, key: ApiKey.ApiKey, duplicate: boolean): Telemetry.Unnumbered => ({
   _tag: "key.added",

@@ -143,6 +143,17 @@ export const declare = (
   return { ...self ?? empty, declared: limits }
 }
 
+/**
+ * The limits with one of so many parts of what is declared; what is used of them stays.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const divided = (self: RateLimit, parts: number): RateLimit =>
+  self.declared.length === 0
+    ? self
+    : { ...self, declared: self.declared.map((limit) => DeclaredLimit.divided(limit, parts)) }
+
 const minute = 60_000
 const day = 86_400_000
 const kinds = [
@@ -538,6 +549,23 @@ export const left = (self: RateLimit, now: number): ReadonlyArray<Left> => [
     windowMillis: self.learned.measured.millis
   }])
 ]
+
+/**
+ * How much is left of the tightest limit, as a share of it, from 0 to 1.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const share = (self: RateLimit, now: number): number => {
+  let least = 1
+  for (const limit of self.declared) {
+    if (limit.limit > 0) least = Math.min(least, DeclaredLimit.remaining(limit, now) / limit.limit)
+  }
+  for (const limit of self.announced) {
+    least = Math.min(least, AnnouncedLimit.share(limit, total(limit.unit, self.leased), now))
+  }
+  return self.learned === undefined ? least : Math.min(least, LearnedLimit.share(self.learned, now))
+}
 
 /**
  * The limits without what was announced or learned: what is used of those that are declared is used.

@@ -28,6 +28,8 @@ export * as PoolSnapshot from "./PoolSnapshot.js"
 export * as PoolStore from "./PoolStore.js"
 /** Schedule combinators for retries. */
 export * as RetryPolicy from "./RetryPolicy.js"
+/** What processes share of one pool. */
+export * as SharedPool from "./SharedPool.js"
 /** Which key serves next. */
 export * as Strategy from "./Strategy.js"
 /** What happened, as a stream. */

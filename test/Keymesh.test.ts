@@ -23,6 +23,7 @@ import { adapter as httpAdapter } from "../src/providers/Http.js"
 import { adapter as openaiAdapter } from "../src/providers/OpenAi.js"
 import * as presets from "../src/providers/presets.js"
 import { ResponseError } from "../src/providers/RestClient.js"
+import * as SharedPool from "../src/SharedPool.js"
 import * as Strategy from "../src/Strategy.js"
 import { a, asked, b, c, live, messages, model, said } from "./support/openai.js"
 
@@ -676,6 +677,16 @@ describe("state", () => {
       await ask(client)
       await client.close()
     }
+    assert.strictEqual(await keysAsked(fake), "abbb")
+  })
+
+  plain("P4: what a PoolStore shares is shared, also by a layer of one that takes its time", revoked, async (fake) => {
+    const { share } = await Effect.runPromise(SharedPool.makeMemory)
+    const store = { ...PoolStore.none, share }
+    const states = [store, store, Layer.effect(PoolStore.PoolStore, Effect.as(Effect.sleep(20), store))]
+    const clients = states.map((state) => createKeymesh({ ...inOrder, state, baseUrl: fake.baseUrl }))
+    for (const client of clients) await ask(client)
+    for (const client of clients) await client.close()
     assert.strictEqual(await keysAsked(fake), "abbb")
   })
 

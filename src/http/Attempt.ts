@@ -132,6 +132,14 @@ export const outcomeOf = (result: Answer | NoAnswer): Outcome.Outcome =>
     : Outcome.success
 
 /**
+ * Ends an answer that nobody gets: what is left of its body is not read.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const discard = ({ response }: Answer): Effect.Effect<void> => cancelled(response)
+
+/**
  * Makes one attempt.
  *
  * @since 0.1.0
@@ -226,7 +234,7 @@ const send = (
         if (next === undefined || redirects === 0) {
           return Effect.succeed(withAddress(response, Object.keys(query)))
         }
-        return Effect.zipRight(discard(response), Effect.suspend(() => go(next, redirects - 1)))
+        return Effect.zipRight(cancelled(response), Effect.suspend(() => go(next, redirects - 1)))
       }
     )
   return go({ url, init, headers }, 5)
@@ -636,7 +644,7 @@ export const madeOf = (
   return usual ? made : Object.defineProperty(made, "status", { value: status })
 }
 
-const discard = (response: Response): Effect.Effect<void> =>
+const cancelled = (response: Response): Effect.Effect<void> =>
   Effect.promise(() => response.body?.cancel().catch(() => undefined) ?? Promise.resolve())
 
 const joined = (chunks: ReadonlyArray<Uint8Array>): Uint8Array => {
