@@ -89,7 +89,9 @@ const program = Effect.gen(function*() {
     Strategy.weighted,
     Strategy.leastUsed,
     Strategy.sequential,
-    Strategy.powerOfTwoChoices
+    Strategy.powerOfTwoChoices,
+    Strategy.headroom,
+    Strategy.leastLatency
   ]
   for (const size of [3, 10_000]) {
     const byStrategy = []

@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Print from "./support/Print.js"
 
 const keys = [
-  { secret: "sk-fake-light-11e0", label: "light", weight: 1 },
+  { secret: "sk-fake-light-11e0", label: "light", weight: 1, limits: { requestsPerMinute: 200 } },
   { secret: "sk-fake-heavy-22f1", label: "heavy", weight: 3 },
   { secret: "sk-fake-slow-33a2", label: "slow", weight: 2 }
 ]
@@ -26,6 +26,8 @@ const strategies = [
   Strategy.leastUsed,
   Strategy.powerOfTwoChoices,
   Strategy.sequential,
+  Strategy.headroom,
+  Strategy.leastLatency,
   lastResort
 ]
 
@@ -38,7 +40,9 @@ const share = (strategy: Strategy.Strategy) =>
   })
 
 const program = Effect.gen(function*() {
-  yield* Print.title("120 calls, 8 at a time: light (weight 1), heavy (weight 3), slow (weight 2, ten times as slow)")
+  yield* Print.title(
+    "120 calls, 8 at a time: light (weight 1, 200 per minute), heavy (weight 3), slow (weight 2, ten times as slow)"
+  )
   const rows = yield* Effect.forEach(strategies, share)
   yield* Print.say(Print.table(["strategy", ...keys.map((key) => key.label)], rows))
 })

@@ -124,7 +124,12 @@ const acquireHere = (
   until: number
 ): Effect.Effect<PoolState.LeaseRecord | Refused> => {
   const now = MonotonicTime.nowOf(call.clock)
-  const wanted: PoolState.Request = { ...request, began: call.startedAt, priority: call.priority }
+  const wanted: PoolState.Request = {
+    ...request,
+    began: call.startedAt,
+    priority: call.priority,
+    ends: Math.min(call.budgetEnd, call.deadlineEnd)
+  }
   const answer = Deferred.unsafeMake<PoolState.LeaseRecord | undefined>(FiberId.none)
   return Effect.flatMap(
     Ref.modify(core.state, (before) => {

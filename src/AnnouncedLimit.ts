@@ -40,6 +40,13 @@ export interface AnnouncedLimit {
   readonly at: number
   readonly total: number
   readonly resetAt: number
+  /**
+   * When all will be there again, as several answers say together: a reset counts from when the provider looked, and
+   * answers come later than that, some much later.
+   */
+  readonly fullAt: number
+  /** Whether an answer told so; or else it is reckoned. */
+  readonly told: boolean
   /** The longest reset seen: about the length of a window. */
   readonly longest: number
   /** How much comes back per millisecond, if it is a bucket. */
@@ -83,6 +90,7 @@ export const learn = (
   if (before !== undefined && total < before.total) return most === before.most ? before : { ...before, most }
   const stated = limit === undefined || limit <= 0 ? undefined : limit
   const all = allOf({ limit: stated, most })
+  const resetAt = now + resetMillis
   const next: AnnouncedLimit = {
     name: said.name,
     unit,
@@ -91,16 +99,41 @@ export const learn = (
     most,
     at: now,
     total,
-    resetAt: now + resetMillis,
+    resetAt,
+    fullAt: resetAt,
+    told: true,
     longest: Math.max(before?.longest ?? 0, resetMillis),
     // What is left is rounded down: less was used than it seems.
     fill: all === undefined || all - remaining < 2 || resetMillis === 0
       ? before?.fill
-      : (all - remaining - 1) / resetMillis,
+      : fillOf(all, remaining, resetMillis, stated),
     votes: before?.votes ?? 0
   }
-  if (before === undefined || now >= before.resetAt || remaining > before.remaining) return next
-  return { ...next, votes: Math.max(-8, Math.min(8, next.votes + vote(before, next))) }
+  if (before === undefined || now >= before.resetAt) return next
+  const known = { ...next, fullAt: together(before, next) }
+  if (remaining > before.remaining) return known
+  return { ...known, votes: Math.max(-8, Math.min(8, next.votes + vote(before, next))) }
+}
+
+/** How fast a bucket fills. What is left is rounded down: that much less was used, unless the limit is the very rate. */
+const fillOf = (all: number, remaining: number, resetMillis: number, limit: number | undefined): number => {
+  const least = (all - remaining - 1) / resetMillis
+  const perMinute = (limit ?? 0) / usualWindow
+  return perMinute >= least && perMinute <= (all - remaining) / resetMillis ? perMinute : least
+}
+
+/**
+ * When all will be there again, after one more answer. Nothing comes back later than any answer says, unless others use
+ * the limit too: then the later word counts, little by little.
+ */
+const together = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
+  if (!before.told) return next.resetAt
+  const isBucket = next.votes >= bucketVotes && isExact(next)
+  if (!isBucket && (next.votes > -bucketVotes || next.remaining > before.remaining)) return next.resetAt
+  const expected = before.fullAt + (isBucket ? (next.total - before.total) / (next.fill ?? Infinity) : 0)
+  // It was full meanwhile.
+  if (expected <= next.at) return next.resetAt
+  return Math.min(next.resetAt, expected + (next.resetAt - expected) / memory)
 }
 
 /** Where nothing is left, nobody sees how much there may be. */
@@ -139,7 +172,7 @@ export const gate = (self: AnnouncedLimit, amount: number, total: number, now: n
   const missing = Math.min(amount, all ?? Infinity) - available(self, total, now)
   if (missing <= 1e-6) return undefined
   const until = perMilli === undefined
-    ? self.resetAt
+    ? self.fullAt
     : Math.ceil(Math.max(now + 1, Math.min(now + missing / perMilli, fullAt(self, total))))
   // The next answer may tell more.
   return { until, earliest: total > self.total ? -Infinity : until }
@@ -154,18 +187,54 @@ export const gate = (self: AnnouncedLimit, amount: number, total: number, now: n
 export const remaining = (self: AnnouncedLimit, total: number, now: number): number =>
   Math.max(0, Math.floor(Math.min(available(self, total, now), Number.MAX_SAFE_INTEGER)))
 
+/**
+ * How much is left now, as a share of the limit; 1 where it is not known, and when all is there again.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const share = (self: AnnouncedLimit, total: number, now: number): number =>
+  self.limit === undefined || now >= fullAt(self, total)
+    ? 1
+    : Math.max(0, Math.min(1, available(self, total, now) / self.limit))
+
 const available = (self: AnnouncedLimit, total: number, now: number): number => {
   if (now >= fullAt(self, total)) return allOf(self) ?? Infinity
   const perMilli = rate(self)
-  const left = perMilli === undefined
-    ? self.remaining
-    : Math.min(allOf(self) ?? Infinity, self.remaining + (now - self.at) * perMilli)
-  return left - (total - self.total)
+  if (perMilli === undefined) return self.remaining - (total - self.total)
+  const all = allOf(self)
+  return all !== undefined && isExact(self)
+    ? all - (fullAt(self, total) - now) * perMilli
+    : Math.min(all ?? Infinity, self.remaining + (now - self.at) * perMilli) - (total - self.total)
 }
+
+/** Whether it is known to a hair how fast a bucket fills: at its limit, per minute. */
+const isExact = ({ fill, limit }: AnnouncedLimit): boolean => fill !== undefined && fill === (limit ?? 0) / usualWindow
+
+/**
+ * When some of what is left now will be lost if nobody uses it: at the end of the window, or when the bucket is full.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const lostAt = (self: AnnouncedLimit, total: number, now: number): number => {
+  const full = fullAt(self, total)
+  // The window after the one that ended ends one window later.
+  return now < full || rate(self) !== undefined ? full : full + self.longest
+}
+
+/**
+ * How much comes back per millisecond; `Infinity` where nobody knows.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const pace = (self: AnnouncedLimit): number =>
+  rate(self) ?? (self.limit === undefined ? Infinity : self.limit / Math.max(self.longest, usualWindow))
 
 /** When all is there again, whatever was leased before: what is leased after it counts anew, see `roll`. */
 const fullAt = (self: AnnouncedLimit, total: number): number =>
-  self.resetAt + (total - self.total) / (rate(self) ?? Infinity)
+  self.fullAt + (total - self.total) / (rate(self) ?? Infinity)
 
 /** How fast a bucket fills, per millisecond; `undefined` unless it is known to be one. */
 const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bucketVotes ? undefined : fill
@@ -179,7 +248,7 @@ const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bu
 export const roll = (self: AnnouncedLimit, total: number, now: number): AnnouncedLimit =>
   now < fullAt(self, total)
     ? self
-    : { ...self, remaining: allOf(self) ?? Infinity, at: now, total, resetAt: now + Math.max(1, self.longest) }
+    : { ...self, remaining: allOf(self) ?? Infinity, at: now, total, ...untilAll(now + Math.max(1, self.longest)) }
 
 /**
  * Refused, though something seemed to be left, and told no more than when to come again: nothing is left until then.
@@ -190,12 +259,24 @@ export const roll = (self: AnnouncedLimit, total: number, now: number): Announce
 export const exhaust = (self: AnnouncedLimit, total: number, until: number, now: number): AnnouncedLimit => {
   const perMilli = rate(self)
   return perMilli === undefined
-    ? { ...self, remaining: 0, at: now, total, resetAt: Math.max(self.resetAt, until) }
+    ? { ...self, remaining: 0, at: now, total, ...untilAll(Math.max(self.resetAt, until)) }
     // By then one request fits.
-    : { ...self, remaining: Math.min(0, 1 - (until - now) * perMilli), at: now, total }
+    : {
+      ...self,
+      remaining: Math.min(0, 1 - (until - now) * perMilli),
+      at: now,
+      total,
+      ...untilAll(until + ((allOf(self) ?? 1) - 1) / perMilli)
+    }
 }
+
+const untilAll = (at: number) => ({ resetAt: at, fullAt: at, told: false })
 
 /** The share of a limit from which on it counts as seen whole: what the request itself took is not always known. */
 const nearly = 0.9
+/** Until more is known of its length, a window is taken for one of a minute. */
+const usualWindow = 60_000
+/** Of so many answers the earliest counts, about. */
+const memory = 8
 /** How many more answers must speak for a bucket than for a window. */
 const bucketVotes = 2

@@ -54,6 +54,12 @@ export interface Settings {
    * serve is waited for, 2 seconds at most; then the calls move to another key and stay there.
    */
   readonly affinity?: string | undefined
+  /**
+   * Whether it may have a second attempt beside its first, when that takes long (default: the pool's `hedge`), and after
+   * how long; without a `delay`, after that of the pool (`true`), or when that is learned (`{}`). What bounds such
+   * attempts is the pool's.
+   */
+  readonly hedge?: boolean | { readonly delay?: Duration.DurationInput | undefined } | undefined
   /** A cell to which the trail of each call is added when the call ends, whether it succeeds or not; see `withTrails`. */
   readonly trails?: MutableRef.MutableRef<ReadonlyArray<Trail>> | undefined
 }
@@ -234,6 +240,7 @@ const checks: { readonly [Name in keyof Settings]-?: (value: unknown, path: stri
       }
     }),
   affinity: Checks.text,
+  hedge: PoolSettings.hedgeOfCall,
   priority: (value, path) =>
     Predicate.isString(value) && Object.hasOwn(PoolState.headStartMillis, value)
       ? Either.right(value)

@@ -13,9 +13,11 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import * as FiberRef from "effect/FiberRef"
+import * as HashMap from "effect/HashMap"
 import * as MutableRef from "effect/MutableRef"
 import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
+import * as RuntimeFlags from "effect/RuntimeFlags"
 import type * as Scope from "effect/Scope"
 import * as Acquisition from "./Acquisition.js"
 import * as ApiKey from "./ApiKey.js"
@@ -24,18 +26,23 @@ import * as Claims from "./Claims.js"
 import * as Corroboration from "./Corroboration.js"
 import * as Explanation from "./Explanation.js"
 import * as Fault from "./Fault.js"
+import * as HedgedAttempt from "./HedgedAttempt.js"
+import * as Hedging from "./Hedging.js"
 import * as HeldLease from "./HeldLease.js"
 import * as Homes from "./Homes.js"
 import { appendTrail, BudgetExceeded, type PoolError, type Trail, type TrailEntry } from "./KeymeshError.js"
+import * as Latency from "./Latency.js"
 import * as Leasing from "./Leasing.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as OngoingCall from "./OngoingCall.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
+import type * as PoolSettings from "./PoolSettings.js"
 import * as PoolState from "./PoolState.js"
 import type * as RateLimit from "./RateLimit.js"
 import * as RetryDecision from "./RetryDecision.js"
 import * as RetryPolicy from "./RetryPolicy.js"
+import * as Sharing from "./Sharing.js"
 import type * as WaitingLine from "./WaitingLine.js"
 
 /**
@@ -80,6 +87,11 @@ export interface RunOptions<A, E> {
    * the answer must run `lease.end`. Default false.
    */
   readonly hold?: boolean | ((a: A) => boolean) | undefined
+  /**
+   * What to do with a value that comes when another attempt of the call, which ran beside it, was answered already
+   * (`hedge` in the settings): values that hold something open are closed here. Default: nothing.
+   */
+  readonly discard?: ((a: A) => Effect.Effect<unknown>) | undefined
   /** A cell for the trail of the call's attempts, for those who want it on success too. One cell for one call. */
   readonly trail?: MutableRef.MutableRef<Trail> | undefined
 }
@@ -95,14 +107,19 @@ export const run = <A, E, R>(
   use: (lease: HeldLease.HeldLease) => Effect.Effect<A, E, R>,
   options: RunOptions<A, E>
 ): Effect.Effect<A, E | PoolError, R> =>
-  Effect.withFiberRuntime((fiber) => {
+  Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
     const given = Context.get(fiber.getFiberRef(FiberRef.currentContext), CallOptions)
     const clock = Context.get(fiber.getFiberRef(DefaultServices.currentServices), Clock.Clock)
     const call = OngoingCall.make(core, given, options, clock)
     const running = onceLoaded(
       core,
       call,
-      (call) => Effect.uninterruptibleMask((restore) => first(core, call, { restore, use, options }))
+      (call) =>
+        Effect.uninterruptibleMask((restore) => {
+          // Of two attempts one is interrupted, and where the caller is not to be interrupted, neither are they.
+          const hedge = call.hedge !== undefined && RuntimeFlags.interruptible(runtimeFlags) ? call.hedge : undefined
+          return first(core, call, { restore, use, options, hedge })
+        })
     )
     const timed = OngoingCall.withDeadline(core, running, call, given)
     const told = core.telemetry.listened()
@@ -160,6 +177,7 @@ interface Work<A, E, R> {
   readonly restore: Acquisition.Restore
   readonly use: (lease: HeldLease.HeldLease) => Effect.Effect<A, E, R>
   readonly options: RunOptions<A, E>
+  readonly hedge: PoolSettings.Hedge | undefined
 }
 
 /** A failed attempt after which the call may try again. */
@@ -168,11 +186,20 @@ class Again<A, E> {
   readonly attempt: number
   readonly fault: Fault.Fault
   readonly exit: Exit.Exit<A, E | PoolError>
-  constructor(record: PoolState.LeaseRecord, attempt: number, fault: Fault.Fault, exit: Exit.Exit<A, E | PoolError>) {
+  /** The key, by slot, that failed beside it. */
+  readonly beside: number | undefined
+  constructor(
+    record: PoolState.LeaseRecord,
+    attempt: number,
+    fault: Fault.Fault,
+    exit: Exit.Exit<A, E | PoolError>,
+    beside?: number
+  ) {
     this.record = record
     this.attempt = attempt
     this.fault = fault
     this.exit = exit
+    this.beside = beside
   }
 }
 
@@ -186,9 +213,14 @@ const first = <A, E, R>(
       call.trailed
         ? Effect.flatMap(
           passedOver(core, call, record, within?.only),
-          (passed) => attempt(core, call, work, record, 1, call.startedAt, 0, passed)
+          (passed) =>
+            work.hedge === undefined
+              ? attempt(core, call, work, record, 1, call.startedAt, 0, passed)
+              : hedged(core, call, work, work.hedge, record, passed)
         )
-        : attempt(core, call, work, record, 1, call.startedAt),
+        : work.hedge === undefined
+        ? attempt(core, call, work, record, 1, call.startedAt)
+        : hedged(core, call, work, work.hedge, record),
       (result): Effect.Effect<A, E | PoolError, R> =>
         result instanceof Again ? rescue(core, call, work, result, within) : Effect.succeed(result)
     )
@@ -274,6 +306,86 @@ const start = (
     : Acquisition.acquireTogether(core, restore, call, request)
 }
 
+/** The first attempt of a call, and a second one beside it if it takes longer than it should. */
+const hedged = <A, E, R>(
+  core: PoolCore.PoolCore,
+  call: OngoingCall.OngoingCall,
+  work: Work<A, E, R>,
+  { delayMillis }: PoolSettings.Hedge,
+  record: PoolState.LeaseRecord,
+  passed?: Pick<TrailEntry, "passedOver" | "others">
+): Effect.Effect<A | Again<A, E>, E, R> =>
+  Effect.flatMap(Ref.get(core.state), ({ latency, rest }) => {
+    const usual = delayMillis ??
+      (record.timed === undefined ? undefined : Latency.quantile(latency, record.timed, hedgedFrom))
+    const alone = attempt(core, call, work, record, 1, call.startedAt, 0, passed)
+    if (usual === undefined || HashMap.size(rest.ids) < 2) return alone
+    const at = record.startedAt + usual
+    // Past the budget no attempt begins.
+    if (at >= Math.min(call.budgetEnd, call.deadlineEnd)) return alone
+    const { model, operation, timed, tokens } = call
+    const second = (side: HedgedAttempt.Side, begins: () => boolean, random: number) =>
+      Effect.flatMap(
+        Ref.modify(core.state, (before): readonly [Leasing.Leased | undefined, PoolState.PoolState] => {
+          const now = MonotonicTime.nowOf(call.clock)
+          const leased = now >= call.budgetEnd
+            ? undefined
+            : Hedging.lease(core.config, before, record, { model, operation, timed, tokens, random }, now)
+          return leased === undefined || !begins() ? [undefined, before] : [leased, leased.state]
+        }),
+        (leased): Effect.Effect<A | Again<A, E> | typeof HedgedAttempt.none, E, R> => {
+          if (leased?.lease === undefined) return Effect.succeed(HedgedAttempt.none)
+          const { events, lease, reopened, state } = leased
+          const own: Effect.Effect<A | Again<A, E> | typeof HedgedAttempt.none, E, R> = call.trailed
+            ? Effect.flatMap(
+              passedOver(core, call, lease, Hedging.others(state, record)),
+              (passed) => attempt(core, call, work, lease, 2, lease.startedAt, 0, passed, side)
+            )
+            : attempt(core, call, work, lease, 2, lease.startedAt, 0, undefined, side)
+          const { sharing } = core
+          const claimed = sharing === undefined
+            ? own
+            : Effect.flatMap(
+              Sharing.claim(core, sharing, work.restore, lease),
+              (granted) => granted ? own : Effect.succeed(HedgedAttempt.none)
+            )
+          return events.length === 0 && reopened !== true
+            ? claimed
+            : Effect.zipRight(PoolCore.announce(core, undefined, { events, state, answers: noAnswers }), claimed)
+        }
+      )
+    const sleep = work.restore(
+      Effect.sleep(Math.min(Math.ceil(at - MonotonicTime.nowOf(call.clock)), MonotonicTime.longestSleep))
+    )
+    return Effect.map(
+      HedgedAttempt.race<A | Again<A, E>, E, R>(work.restore, {
+        first: (side) => attempt(core, call, work, record, 1, call.startedAt, 0, passed, side),
+        second: (side, begins) =>
+          Effect.zipRight(
+            sleep,
+            core.config.strategy.randomised
+              ? Effect.flatMap(Random.next, (random) => second(side, begins, random))
+              : Effect.suspend(() => second(side, begins, 0))
+          ),
+        isOpen: (result) =>
+          result instanceof Again &&
+          RetryDecision.decide(core.settings, RetryDecision.initial, result.fault, call.replayable)[0]._tag !== "Stop",
+        discard: (result) => result instanceof Again ? Effect.void : discarded(work.options, result)
+      }),
+      ({ other, result }) =>
+        result instanceof Again && other instanceof Again
+          ? new Again(result.record, 2, result.fault, result.exit, other.record.slot)
+          : result
+    )
+  })
+
+/** An attempt that takes longer than this share of all takes long. */
+const hedgedFrom = 0.95
+
+/** Nobody gets the value any more. */
+const discarded = <A, E>({ discard }: RunOptions<A, E>, value: A): Effect.Effect<void> =>
+  discard === undefined ? Effect.void : Effect.catchAllCause(Effect.asVoid(discard(value)), () => Effect.void)
+
 /** One attempt with a leased key: its value, or a fault after which the call may try again. */
 const attempt = <A, E, R>(
   core: PoolCore.PoolCore,
@@ -283,11 +395,16 @@ const attempt = <A, E, R>(
   number: number,
   waitingSince: number,
   aborted = 0,
-  passed?: Pick<TrailEntry, "passedOver" | "others">
+  passed?: Pick<TrailEntry, "passedOver" | "others">,
+  side?: HedgedAttempt.Side
 ): Effect.Effect<A | Again<A, E>, E, R> => {
-  const lease = HeldLease.make(core, record, number, call.clock, aborted)
+  const lease = HeldLease.make(core, record, number, call.clock, aborted, side)
   MutableRef.set(call.number, record.call)
+  let noted = false
   const note = (outcome: Outcome.Outcome): void => {
+    // Whoever was answered first has written it down already.
+    if (noted) return
+    noted = true
     const fault = outcome._tag === "Fault" ? outcome.fault : undefined
     MutableRef.update(call.trail, (trail) =>
       appendTrail(trail, {
@@ -300,13 +417,15 @@ const attempt = <A, E, R>(
         outcome: fault === undefined ? outcome._tag === "Success" ? "success" : "ignored" : fault.kind,
         ...(fault?.status === undefined ? {} : { status: fault.status }),
         ...(fault?.code === undefined ? {} : { code: fault.code }),
-        ...passed
+        ...passed,
+        ...(side?.isLost() === true ? { lost: true } : {})
       }))
   }
+  side?.whenLost(() => note(Outcome.ignored))
   const failing = (outcome: Outcome.Outcome, exit: Exit.Exit<A, E>): Effect.Effect<A | Again<A, E>, E> => {
     note(outcome)
     const committed = lease.isCommitted()
-    const settled = lease.say(outcome, true)
+    const settled = lease.say(outcome, true, side?.isLost())
     return outcome._tag === "Fault" && !committed
       ? Effect.map(
         settled,
@@ -337,6 +456,10 @@ const attempt = <A, E, R>(
         const outcome = options.classify === undefined ? Outcome.success : judged(Exit.succeed(a))
         if (Effect.isEffect(outcome)) return outcome
         if (outcome._tag === "Fault") return failing(outcome, Exit.succeed(a))
+        if (side !== undefined && !side.claim()) {
+          const late = Effect.zipRight(discarded(options, a), lease.say(Outcome.ignored, true, side.isLost()))
+          return Effect.zipRight(late, Effect.interrupt)
+        }
         const holds = typeof options.hold === "function" ? options.hold(a) : options.hold === true
         const settled = lease.say(outcome, !holds)
         if (!core.telemetry.listened() && !call.trailed) return Effect.as(settled, a)
@@ -424,7 +547,7 @@ const rescue = Effect.fnUntraced(function*<A, E, R>(
   let tried = first
   let progress = RetryDecision.initial
   let stepper = RetryPolicy.start(settings.retry)
-  let avoid: ReadonlyArray<number> = []
+  let avoid: ReadonlyArray<number> = first.beside === undefined ? [] : [first.beside]
   let graced = false
   const resources = call.affinity?.resources ?? noResources
   const searching = resources.length > 0 && within === undefined

@@ -7,9 +7,11 @@ import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as MutableRef from "effect/MutableRef"
 import * as Random from "effect/Random"
+import * as Ref from "effect/Ref"
 import * as Affinity from "./Affinity.js"
 import type * as AnnouncedLimit from "./AnnouncedLimit.js"
 import * as ApiKey from "./ApiKey.js"
+import type * as HedgedAttempt from "./HedgedAttempt.js"
 import * as Homes from "./Homes.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as Outcome from "./Outcome.js"
@@ -31,6 +33,8 @@ export interface Lease {
   readonly key: ApiKey.ApiKey
   /** The number of the attempt in its call, from 1. */
   readonly attempt: number
+  /** Whether it runs beside another attempt of its call, which takes long. */
+  readonly hedge: boolean
   readonly call: number
   readonly model: string | undefined
   /**
@@ -42,6 +46,11 @@ export interface Lease {
   readonly announced: (limits: ReadonlyArray<AnnouncedLimit.Said>) => void
   /** Tells how many tokens the attempt used, before `end`: limits of tokens then count these, not the estimate. */
   readonly used: (usage: RateLimit.Usage) => void
+  /**
+   * Whether limits count the tokens of the attempt, so that it makes a difference what is told by `used`; `undefined`
+   * where it took nothing of any limit.
+   */
+  readonly metered: Effect.Effect<boolean> | undefined
   /**
    * Says that the answer names these stored resources, by the provider's ids: files, batches, stored answers. Calls that
    * name one of them go to the key's group from now on (`RunOptions.resources`).
@@ -74,7 +83,8 @@ export interface HeldLease extends Lease {
   begin(): void
   /** Whether the attempt took too long and was aborted. */
   isOverdue(): boolean
-  say(outcome: Outcome.Outcome, end: boolean): Effect.Effect<void>
+  /** Takes in an outcome; `lost`: another attempt of the call was answered first. */
+  say(outcome: Outcome.Outcome, end: boolean, lost?: boolean): Effect.Effect<void>
 }
 
 /**
@@ -88,7 +98,8 @@ export const make = (
   record: PoolState.LeaseRecord,
   attempt: number,
   clock: Clock.Clock,
-  aborted = 0
+  aborted = 0,
+  side?: HedgedAttempt.Side
 ): HeldLease => {
   const limit = core.config.attemptTimeout
   return new Held({
@@ -98,6 +109,7 @@ export const make = (
     clock,
     phase: MutableRef.make(begun),
     told: MutableRef.make(nothingTold),
+    side,
     running: limit === undefined || (limit === "learned" && record.timed === undefined)
       ? undefined
       : { lease: record, aborted, abortable: false, abort: nothingToAbort, overdue: false }
@@ -112,6 +124,8 @@ interface Parts {
   readonly clock: Clock.Clock
   readonly phase: MutableRef.MutableRef<Phase>
   readonly told: MutableRef.MutableRef<Told>
+  /** The race that it is in, if another attempt of its call may run beside it. */
+  readonly side: HedgedAttempt.Side | undefined
   readonly running: PoolCore.RunningAttempt | undefined
 }
 
@@ -137,6 +151,10 @@ class Held implements HeldLease {
     this.#parts = parts
   }
 
+  get hedge(): boolean {
+    return this.#parts.side !== undefined && this.attempt > 1
+  }
+
   get announced() {
     const { told } = this.#parts
     return (announced: ReadonlyArray<AnnouncedLimit.Said>): void => {
@@ -149,6 +167,14 @@ class Held implements HeldLease {
     return (usage: RateLimit.Usage): void => {
       MutableRef.update(told, (before) => ({ ...before, usage }))
     }
+  }
+
+  get metered() {
+    const { core, record } = this.#parts
+    const taken = record.reserved?.party
+    return taken === undefined || taken.input + taken.output === 0
+      ? undefined
+      : Effect.map(Ref.get(core.state), ({ rest }) => rest.limits.metered)
   }
 
   get abortWith() {
@@ -167,7 +193,12 @@ class Held implements HeldLease {
 
   get commit() {
     const parts = this.#parts
-    return (outcome: Outcome.Outcome): Effect.Effect<void> => Effect.uninterruptible(say(parts, outcome, false))
+    return (outcome: Outcome.Outcome): Effect.Effect<void> =>
+      Effect.uninterruptible(
+        Effect.suspend(() =>
+          outcome._tag === "Success" && parts.side?.claim() === false ? Effect.void : say(parts, outcome, false)
+        )
+      )
   }
 
   get end(): Effect.Effect<void> {
@@ -200,8 +231,8 @@ class Held implements HeldLease {
     core.begun.unsafeOffer(undefined)
   }
 
-  say(outcome: Outcome.Outcome, end: boolean): Effect.Effect<void> {
-    return say(this.#parts, outcome, end)
+  say(outcome: Outcome.Outcome, end: boolean, lost = false): Effect.Effect<void> {
+    return say(this.#parts, outcome, end, lost)
   }
 }
 
@@ -209,7 +240,8 @@ class Held implements HeldLease {
 const say = (
   { attempt, clock, core, phase, record, running, told }: Parts,
   outcome: Outcome.Outcome,
-  end: boolean
+  end: boolean,
+  lost = false
 ): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { ended, said } = MutableRef.get(phase)
@@ -219,7 +251,7 @@ const say = (
     if (counted === undefined && !ends) return Effect.void
     if (running !== undefined) core.running.delete(record.id)
     const { announced, begun, usage } = MutableRef.getAndSet(told, begunOnly)
-    const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage }
+    const heard = { answered: said === "nothing" && !ended, sent: begun, announced, usage, lost: lost && begun }
     MutableRef.set(phase, {
       ended: ended || ends,
       said: counted === undefined ? said : counted._tag === "Success" ? "success" : "else"

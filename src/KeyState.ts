@@ -137,6 +137,19 @@ export const used = (recent: number, now: number): number => {
   return more + Math.log2(1 + 2 ** (less - more))
 }
 
+/**
+ * About how long it took of late from one attempt to the next, in milliseconds; 0 if there were few.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const usualMillis = ({ recent }: KeyState, now: number): number => {
+  const attempts = 2 ** (recent - now / halfLifeMillis)
+  return attempts < fewAttempts ? 0 : halfLifeMillis / Math.LN2 / attempts
+}
+
+const fewAttempts = 20
+
 /** After so long, an attempt counts half as much among the recent ones. */
 const halfLifeMillis = 60_000
 

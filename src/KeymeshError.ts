@@ -46,6 +46,8 @@ export interface TrailEntry {
   readonly code?: string | undefined
   /** Why other keys were not chosen: how many keys each gate held back when this one was picked. */
   readonly passedOver?: Readonly<Record<string, number>> | undefined
+  /** Interrupted because another attempt, which ran beside it, was answered first; see `hedge` in the settings. */
+  readonly lost?: boolean | undefined
   /**
    * On request (`CallOptions.withTrails`, `RunOptions.trail`): the same key by key, the first 32. Those that might have
    * served as well are `eligible`: the strategy preferred the one that was picked.

@@ -24,6 +24,12 @@ export interface LearnedLimit {
   /** When requests fit again, as told; without being told, when the refusal came. */
   readonly end: number
   readonly told: boolean
+  /** How many instants were told in a row of which nothing came: who came then was refused. */
+  readonly barren: number
+  /** How much longer than told it is until the next request fits: what the refusal itself took must come back. */
+  readonly owes: number
+  /** About how long it took from one accepted request to the next before the first refusal, if there were many. */
+  readonly usual: number
   /** Leases since `end`, and what became of them. */
   readonly leased: number
   readonly accepted: number
@@ -57,7 +63,8 @@ export interface Measured {
 }
 
 /**
- * A request was refused. `lease` is its number, `newest` that of the last lease of all.
+ * A request was refused. `lease` is its number, `newest` that of the last lease of all; `usual` is about how long it took
+ * from one accepted request to the next, if there were many.
  *
  * @since 0.1.0
  * @category steps
@@ -67,21 +74,29 @@ export const refused = (
   lease: number,
   newest: number,
   waitMillis: number | undefined,
+  usual: number,
   now: number
 ): LearnedLimit => {
   const told = waitMillis !== undefined
-  const end = now + (waitMillis ?? 0)
   const self = before === undefined || isForgotten(before, now) ? undefined : before
-  if (self !== undefined && lease <= self.stamp) return again(self, end, told, now)
+  const toldEnd = now + (waitMillis ?? 0)
+  if (self !== undefined && lease <= self.stamp) return again(self, toldEnd + self.owes, told, now)
   // Those that were leased before it are accepted, or will be.
   const count = self === undefined ? 0 : lease - self.stamp - 1 - self.refused
+  const met = self !== undefined && told && self.told && self.leasedAt <= self.end + promptMillis
+  const barren = met && count < 1 ? self.barren + 1 : 0
+  const owes = self === undefined || !told || !self.told ? 0 : owed(self, barren, waitMillis, toldEnd)
+  const end = toldEnd + owes
   const measured = self === undefined || count < 1 || self.told !== told
     ? self?.measured
-    : measure(self, count, end, waitMillis, now)
+    : measure(self, count + taken(owes), end, waitMillis, now)
   return {
     stamp: newest,
     end,
     told,
+    barren,
+    owes,
+    usual: self?.usual ?? usual,
     leased: 0,
     accepted: 0,
     refused: 0,
@@ -95,13 +110,31 @@ export const refused = (
   }
 }
 
+/**
+ * Some buckets lose by refusals too, and tell how long it would have been without: who comes exactly then is refused
+ * again, and for ever. What a refusal takes comes back in the time of one request: as long as from one instant that
+ * was told to the next, when nothing was accepted between. What is told is met exactly until it is clear that it is so:
+ * waits for about one request at a time were of no use, or any waits many times.
+ */
+const owed = (self: LearnedLimit, barren: number, waitMillis: number, toldEnd: number): number => {
+  const { end, measured, owes } = self
+  if (measured?.shape === "window") return 0
+  const interval = measured === undefined ? self.usual : measured.millis / measured.count
+  if (barren === 0) return owes > 0 && measured !== undefined ? Math.min(longestOwed, interval) : owes
+  if (owes === 0 && barren < (waitMillis <= 2 * interval ? fewBarren : manyBarren)) return 0
+  return Math.min(longestOwed, Math.max(2 * owes, owes > 0 ? 0 : toldEnd - end, 1))
+}
+
+/** How many requests a refusal counts for. */
+const taken = (owes: number): number => owes > 0 ? 1 : 0
+
 /** One more refusal of the same moment: the latest word counts. */
 const again = (self: LearnedLimit, end: number, told: boolean, now: number): LearnedLimit => {
   if (!told || end <= self.end || self.leased > 0) return { ...self, at: now }
   const { measured } = self
   const later = measured === undefined || measured.since + measured.millis !== self.end
     ? measured
-    : { ...measured, millis: end - measured.since }
+    : { ...measured, count: measured.count + taken(self.owes), millis: end - measured.since }
   return {
     ...self,
     end,
@@ -139,6 +172,9 @@ const measure = (
   const rounding = waitMillis !== undefined && waitMillis % 1000 === 0 ? 1000 : 0
   const agrees = Math.abs(count / millis * (last.millis / last.count) - 1) <= agreement + 1 / count + rounding / millis
   if (!agrees) return fresh
+  // Several windows may have passed without a refusal.
+  const windows = shape === "window" ? Math.max(1, Math.round(millis / last.millis)) : 1
+  if (windows > 1) return { ...fresh, count: Math.ceil(count / windows), millis: millis / windows }
   // Of a bucket, a longer time tells the rate more exactly; windows begin anew.
   return shape === "window" || last.since + last.millis !== self.end || last.count > longMeasure
     ? fresh
@@ -183,6 +219,7 @@ export const accepted = (self: LearnedLimit, lease: number, now: number): Learne
   return {
     ...self,
     accepted: self.accepted + 1,
+    barren: 0,
     steady: self.steady + 1,
     window: { ...window, accepted: window.accepted + 1 },
     at: now
@@ -209,7 +246,11 @@ export const gate = (self: LearnedLimit, now: number): Full | undefined => {
   if (now < self.end) return { until: self.end, earliest: self.end }
   const { measured } = self
   // After a guessed wait the pool returns slowly by itself.
-  if (measured === undefined) return self.told ? slowly(self.leased, self.accepted, self.end, now) : undefined
+  if (measured === undefined) {
+    if (!self.told) return undefined
+    // Where nothing came of it before, one tries alone.
+    return slowly(self.barren > 0 ? self.leased + 1 : self.leased, self.accepted, self.end, now)
+  }
   if (measured.shape === "bucket") {
     const until = Math.ceil(self.due - slackOf(measured))
     return now >= until ? undefined : { until, earliest: until }
@@ -226,6 +267,46 @@ export const gate = (self: LearnedLimit, now: number): Full | undefined => {
   // A window that was told to begin now is there at once; one that was reckoned may not have begun.
   return window.since === self.end ? undefined : slowly(window.leased, window.accepted, window.since, now)
 }
+
+/**
+ * How much is left of what fits at once, as a share of it: of a window, or of how far requests may come ahead of the
+ * pace. 1 while nothing was measured.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const share = (self: LearnedLimit, now: number): number => {
+  if (isForgotten(self, now)) return 1
+  if (now < self.end) return 0
+  const { measured } = self
+  if (measured === undefined) return 1
+  const left = measured.shape === "window"
+    ? 1 - windowAt(self, now).leased / measured.count
+    : 1 - (self.due - now) / slackOf(measured)
+  return Math.max(0, Math.min(1, left))
+}
+
+/**
+ * When some of what is left now will be lost if nobody uses it: at the end of the window, or when so much as may come
+ * ahead of the pace has gathered. `Infinity` where nobody knows.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const lostAt = (self: LearnedLimit, now: number): number => {
+  const { measured } = self
+  if (measured === undefined || isForgotten(self, now)) return Infinity
+  return measured.shape === "bucket" ? self.due : windowAt(self, now).since + measured.millis
+}
+
+/**
+ * How many requests per millisecond get through; `Infinity` where nobody knows.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const pace = ({ measured }: LearnedLimit): number =>
+  measured === undefined ? Infinity : measured.count / measured.millis
 
 /** Two, and as many again as were accepted, or as seconds pass: nothing is known, or not for certain. */
 const slowly = (leased: number, accepted: number, since: number, now: number): Full | undefined => {
@@ -280,4 +361,10 @@ const burstMillis = 2_000
 /** With whatever pace, so many intervals. */
 const burst = 3.5
 const longestIdle = 3_000
+const longestOwed = 10_000
+/** Whoever comes so soon after the end of a wait met it. */
+const promptMillis = 250
+/** So many told waits of no use show that refusals count, if each was for about one request; so many if they were not. */
+const fewBarren = 2
+const manyBarren = 6
 const memoryMillis = 600_000

@@ -8,6 +8,7 @@ import * as Benches from "./Benches.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as CircuitEvents from "./CircuitEvents.js"
 import * as Claims from "./Claims.js"
+import * as Expiring from "./Expiring.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Limits from "./Limits.js"
@@ -75,12 +76,17 @@ export const lease = (
         ? longestUnused(
           state,
           request,
-          (key) => PoolState.fullGate(config, state, key, model, now, tokens) === undefined
+          (key) =>
+            !request.avoid.includes(key.slot) &&
+            PoolState.fullGate(config, state, key, model, now, tokens) === undefined
         )
         : undefined
       // The probe of an outage goes where its turn is: that moves no conversation.
       const bond = probed === undefined ? seat?.bond : undefined
-      const granted = grant(config, state, index, probed ?? first, request, now, bond)
+      const instead = probed === undefined && seat === undefined && state.rest.limits.dated && config.strategy.impartial
+        ? Expiring.instead(state, request, barred, first, now)
+        : undefined
+      const granted = grant(config, state, index, probed ?? instead ?? first, request, now, bond)
       return state !== before && PoolState.hasMoved(before, state) ? { ...granted, reopened: true } : granted
     }
   }
@@ -96,8 +102,15 @@ const pick = (
 ): Strategy.Picked | undefined => {
   const { avoid, only, random, rotation } = request
   if (state.index.size === 0) return undefined
+  const left = config.strategy.wants === "headroom"
+    ? (slot: number) => PoolState.headroom(state, slot, request.model, now)
+    : undefined
+  if (!state.rest.health.idle && ProviderHealth.isLimiting(state.rest.health, now)) {
+    const idle = pickIdle(state, request, barred, left, now)
+    if (idle !== undefined) return idle
+  }
   if (barred === undefined && only === undefined && avoid.length === 0) {
-    return state.index.pick({ excluded: none, rotation, random, now })
+    return state.index.pick({ excluded: none, rotation, random, now, left })
   }
   const unsuited = (slot: number): boolean => {
     if (barred?.(slot) === true) return true
@@ -107,9 +120,33 @@ const pick = (
   }
   const other = avoid.length === 0
     ? undefined
-    : state.index.pick({ excluded: (slot) => avoid.includes(slot) || unsuited(slot), rotation, random, now })
-  return other ?? state.index.pick({ excluded: unsuited, rotation, random, now })
+    : state.index.pick({ excluded: (slot) => avoid.includes(slot) || unsuited(slot), rotation, random, now, left })
+  return other ?? state.index.pick({ excluded: unsuited, rotation, random, now, left })
 }
+
+/**
+ * After a rate limit, and before a success, the limit may be that of many keys: what one attempt finds out about a key is
+ * not tried by two. So a key is preferred that nobody is trying; it is not looked for among too many.
+ */
+const pickIdle = (
+  state: PoolState.PoolState,
+  { avoid, only, random, rotation }: PoolState.Request,
+  barred: ((slot: number) => boolean) | undefined,
+  left: Strategy.PickContext["left"],
+  now: number
+): Strategy.Picked | undefined => {
+  let looked = 0
+  const unsuited = (slot: number): boolean => {
+    if (looked++ >= mostBusy) return false
+    const key = SlotMap.get(state.slots, slot)
+    return key === undefined || key.inFlight > 0 || avoid.includes(slot) || barred?.(slot) === true ||
+      only?.(key.key) === false
+  }
+  const picked = state.index.pick({ excluded: unsuited, rotation, random, now, left })
+  return looked > mostBusy ? undefined : picked
+}
+
+const mostBusy = 32
 
 const none = () => false
 

@@ -47,6 +47,8 @@ export const StoredAnnounced = Schema.Struct({
   most: Schema.optionalWith(finite, optional),
   at: finite,
   resetAt: finite,
+  fullAt: finite,
+  told: Schema.Boolean,
   longest: amount,
   fill: Schema.optionalWith(amount, optional),
   votes: finite
@@ -69,6 +71,9 @@ export const StoredLearned = Schema.Struct({
   since: amount,
   end: finite,
   told: Schema.Boolean,
+  barren: amount,
+  owes: amount,
+  usual: amount,
   leased: amount,
   accepted: amount,
   refused: amount,
@@ -135,13 +140,15 @@ export const fromLimits = (
       : [{ unit: limit.unit, windowMillis: limit.windowMillis, used: uses.map(wordOf(now)).join(" ") }]
   })
   const announced = limits.announced.flatMap((limit): ReadonlyArray<StoredAnnounced> => {
-    const { at, fill, limit: stated, longest, most, name, resetAt, total, unit, votes } = limit
+    const { at, fill, fullAt, limit: stated, longest, most, name, resetAt, told, total, unit, votes } = limit
     const leased = RateLimit.total(unit, limits.leased)
     const remaining = limit.remaining - (leased - total)
     return isForgotten(limit, now) ? [] : [{
       name,
       at: at + wallOffset,
       resetAt: resetAt + wallOffset,
+      fullAt: fullAt + wallOffset,
+      told,
       longest,
       votes,
       ...(Number.isFinite(remaining) ? { remaining } : {}),
@@ -232,13 +239,27 @@ const memoryMillis = 600_000
 
 /** Whatever is leased in this process was leased after it was said. */
 const announcedOf = (
-  { at, fill, limit, longest, most, name, remaining = Infinity, resetAt, votes }: StoredAnnounced,
+  { at, fill, fullAt, limit, longest, most, name, remaining = Infinity, resetAt, told, votes }: StoredAnnounced,
   backAt: (instant: number) => number
 ): ReadonlyArray<AnnouncedLimit.AnnouncedLimit> => {
   const unit = AnnouncedLimit.unitOf(name)
   return unit === undefined
     ? []
-    : [{ name, unit, limit, remaining, most, at: backAt(at), total: 0, resetAt: backAt(resetAt), longest, fill, votes }]
+    : [{
+      name,
+      unit,
+      limit,
+      remaining,
+      most,
+      at: backAt(at),
+      total: 0,
+      resetAt: backAt(resetAt),
+      fullAt: backAt(fullAt),
+      told,
+      longest,
+      fill,
+      votes
+    }]
 }
 
 const learnedOf = (

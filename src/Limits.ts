@@ -9,7 +9,7 @@ import * as Option from "effect/Option"
 import type * as AnnouncedLimit from "./AnnouncedLimit.js"
 import * as Cooldowns from "./Cooldowns.js"
 import type * as Fault from "./Fault.js"
-import type * as KeyState from "./KeyState.js"
+import * as KeyState from "./KeyState.js"
 import type * as Outcome from "./Outcome.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
@@ -29,6 +29,8 @@ export interface Heard {
   readonly sent: boolean
   readonly announced: ReadonlyArray<AnnouncedLimit.Said>
   readonly usage: RateLimit.Usage | undefined
+  /** Whether it was interrupted because another attempt of its call was answered first: it lasted at least as long. */
+  readonly lost?: boolean
 }
 
 /**
@@ -108,7 +110,9 @@ export const settle = (
     if (reservation !== undefined && !heard.sent && end) return RateLimit.returned(limits, reservation)
     if (heard.answered && reservation !== undefined) limits = RateLimit.answered(limits, now)
     if (announced) limits = RateLimit.announced(limits, leased, heard.announced, now)
-    if (refused) limits = RateLimit.refused(limits, leased, refusal?.fault.waitMillis, now)
+    if (refused) {
+      limits = RateLimit.refused(limits, leased, refusal?.fault.waitMillis, now, KeyState.usualMillis(key, now))
+    }
     if (accepts) limits = RateLimit.accepted(limits, leased, now)
     if (end && reservation !== undefined) limits = RateLimit.spent(limits, reservation, heard.usage, now)
     return limits
@@ -269,6 +273,7 @@ export const ofGroup = (rest: PoolState.Rest, group: string, limits: RateLimit.R
     groups: HashMap.set(rest.limits.groups, group, limits),
     models: rest.limits.models,
     metered: rest.limits.metered || RateLimit.countsTokens(limits),
+    dated: rest.limits.dated || RateLimit.isDated(limits),
     kinds: rest.limits.kinds
   }
 })
@@ -292,9 +297,16 @@ const withParty = (
 ): Changed => {
   const group = key.key.quotaGroup
   if (group === undefined) {
-    const metered = !state.rest.limits.metered && RateLimit.countsTokens(limits)
+    const { dated, metered } = state.rest.limits
+    const noted = (metered || !RateLimit.countsTokens(limits)) && (dated || !RateLimit.isDated(limits)) ?
+      state :
+      withLimits(state, {
+        ...state.rest.limits,
+        metered: metered || RateLimit.countsTokens(limits),
+        dated: dated || RateLimit.isDated(limits)
+      })
     return {
-      state: metered ? withLimits(state, { ...state.rest.limits, metered }) : state,
+      state: noted,
       key: { ...key, limits }
     }
   }
@@ -324,6 +336,7 @@ const withModel = (
   return withLimits(state, {
     ...pruned,
     kinds: known._tag === "Some" ? pruned.kinds : pruned.kinds + 1,
+    dated: pruned.dated || RateLimit.isDated(limits),
     models: HashMap.set(pruned.models, model, {
       keys: group === undefined ? HashMap.set(ofModel.keys, key.slot, limits) : ofModel.keys,
       groups: group === undefined ? ofModel.groups : HashMap.set(ofModel.groups, group, limits),

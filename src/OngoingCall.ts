@@ -16,6 +16,7 @@ import { attemptsIn, DeadlineExceeded, emptyTrail, isPoolError, type Trail } fro
 import type * as Latency from "./Latency.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 import * as PoolCore from "./PoolCore.js"
+import * as PoolSettings from "./PoolSettings.js"
 import type * as PoolState from "./PoolState.js"
 import type * as RateLimit from "./RateLimit.js"
 
@@ -40,6 +41,8 @@ export interface OngoingCall {
   readonly priority: PoolState.Priority | undefined
   /** What its attempts are like; absent for those that may not be sent again, of which no two need be alike. */
   readonly timed: Latency.Kind | undefined
+  /** Whether a second attempt may run beside its first, and after how long; without that, when it is learned. */
+  readonly hedge: PoolSettings.Hedge | undefined
   /** Where it would rather be; absent: anywhere. */
   readonly affinity: Affinity.Wish | undefined
   readonly trail: MutableRef.MutableRef<Trail>
@@ -92,10 +95,20 @@ export const make = (
       : model === undefined && own.streaming !== true
       ? anyKind
       : { model, streaming: own.streaming === true },
+    hedge: replayable === true && (own.resources ?? noResources).length === 0 ? hedgeOf(settings, given) : undefined,
     affinity: wishOf(own.affinity ?? given.affinity, own.resources ?? noResources),
     trail: own.trail ?? MutableRef.make(emptyTrail),
     trailed: own.trail !== undefined || given.trails !== undefined
   }
+}
+
+const hedgeOf = (
+  { hedge }: PoolCore.PoolCore["settings"],
+  { hedge: own }: CallOptions.Settings
+): PoolSettings.Hedge | undefined => {
+  if (own === undefined) return hedge
+  if (typeof own === "boolean") return own ? hedge ?? PoolSettings.learnedHedge : undefined
+  return own.delay === undefined ? PoolSettings.learnedHedge : { delayMillis: Duration.toMillis(own.delay) }
 }
 
 const wishOf = (conversation: string | undefined, resources: ReadonlyArray<string>): Affinity.Wish | undefined =>

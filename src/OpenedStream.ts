@@ -41,25 +41,24 @@ export interface Limits {
 
 /**
  * Opens a stream. When it fails, or is interrupted, everything of it is closed; when it succeeds, the opened stream has
- * been given to `keep` first, so that no interruption can lose it.
+ * been given to `keep` first, so that no interruption can lose it, and what that makes of it is the result.
  *
  * @since 0.1.0
  * @category constructors
  */
-export const open = <A, E, R>(
+export const open = <A, E, R, B>(
   stream: Stream.Stream<A, E, R>,
   commits: (a: A) => boolean,
   limits: Limits,
-  keep: (opened: OpenedStream<A, E, R>) => void
-): Effect.Effect<OpenedStream<A, E, R>, E, R> =>
+  keep: (opened: OpenedStream<A, E, R>) => B
+): Effect.Effect<B, E, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const scope = yield* Scope.make()
       const opened = yield* restore(read(stream, commits, limits, scope)).pipe(
         Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
       )
-      keep(opened)
-      return opened
+      return keep(opened)
     })
   )
 

@@ -6,11 +6,13 @@
  */
 import type * as Duration from "effect/Duration"
 import * as Either from "effect/Either"
+import * as Predicate from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as ApiKey from "./ApiKey.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import type * as Cooldowns from "./Cooldowns.js"
+import type * as HedgeBudget from "./HedgeBudget.js"
 import type { ConfigurationError } from "./KeymeshError.js"
 import type * as PoolState from "./PoolState.js"
 import * as RetryPolicy from "./RetryPolicy.js"
@@ -74,8 +76,32 @@ export interface Settings {
    * A duration (more than 0) aborts every attempt at that time; `false`: none.
    */
   readonly attemptTimeout?: Duration.DurationInput | "learned" | false | undefined
+  /**
+   * Whether a call may have a second attempt beside its first, when that takes long (default: no): with a key of another
+   * quota group, before any content has come, and only if it may be sent again. The first answer counts, the other
+   * attempt is interrupted and held against nobody. `true`: as `{}`.
+   */
+  readonly hedge?: boolean | HedgeSettings | undefined
   /** How long a stream may go unread before its lease ends (default 300 s). */
   readonly streamIdle?: Duration.DurationInput | undefined
+}
+
+/**
+ * When a call gets a second attempt beside its first, and how many of them may.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface HedgeSettings {
+  /**
+   * After how long (more than 0; default: what 95 of 100 attempts of the same model take at most, streams apart, once
+   * there were 20).
+   */
+  readonly delay?: Duration.DurationInput | undefined
+  /** The most of all calls that may get one: more than 0, at most 1 (default 0.05). */
+  readonly share?: number | undefined
+  /** The least of all recent attempts that must not have failed: from 0 to 1 (default 0.9). */
+  readonly success?: number | undefined
 }
 
 /**
@@ -133,8 +159,28 @@ export interface Resolved {
   readonly maxWaitMillis: number | undefined
   readonly rotations: number
   readonly rateLimitRotations: number
+  /** Absent: calls get no second attempt beside their first. */
+  readonly hedge: Hedge | undefined
   readonly streamIdleMillis: number
 }
+
+/**
+ * After how long a call may get a second attempt beside its first; without `delayMillis` that is learned.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Hedge {
+  readonly delayMillis: number | undefined
+}
+
+/**
+ * The second attempt comes when the first takes longer than usual.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const learnedHedge: Hedge = { delayMillis: undefined }
 
 /**
  * The names of all settings.
@@ -161,6 +207,7 @@ export const names: ReadonlyArray<keyof Settings> = [
   "trialTimeout",
   "ramp",
   "attemptTimeout",
+  "hedge",
   "streamIdle"
 ]
 
@@ -176,6 +223,8 @@ export const resolve = (input: Settings): Either.Either<Resolved, ConfigurationE
     const { duplicates, keys } = yield* ApiKey.makeAll(input.keys)
     const ramp = input.ramp ?? {}
     yield* Checks.refuseUnknown(ramp, ["step", "length"], "ramp")
+    const hedge = yield* hedgeOf(input.hedge)
+    const attemptTimeout = yield* attemptTimeoutOf(input.attemptTimeout)
     const config: PoolState.Config = {
       pool: input.name === undefined ? "default" : yield* Checks.text(input.name, "name"),
       strategy: yield* strategyOf(input.strategy),
@@ -183,7 +232,9 @@ export const resolve = (input: Settings): Either.Either<Resolved, ConfigurationE
       cooldowns: yield* cooldownsOf(input.cooldowns ?? {}),
       tokens: yield* tokensOf(input.retryTokens),
       floorMillis: input.floor === false ? undefined : yield* pause(input.floor ?? 1_000, "floor"),
-      attemptTimeout: yield* attemptTimeoutOf(input.attemptTimeout),
+      attemptTimeout,
+      times: attemptTimeout === "learned" || (hedge.hedge !== undefined && hedge.hedge.delayMillis === undefined),
+      hedging: hedge.bounds,
       corroborates: (yield* attributionOf(input.attribution)) === "corroborated",
       maxWaiters: yield* Checks.integer(input.maxWaiters ?? 1_000, "maxWaiters"),
       trialMillis: yield* pause(input.trialTimeout ?? 30_000, "trialTimeout"),
@@ -205,6 +256,7 @@ export const resolve = (input: Settings): Either.Either<Resolved, ConfigurationE
       maxWaitMillis: input.maxWait === undefined ? undefined : yield* Checks.millis(input.maxWait, "maxWait"),
       rotations: yield* Checks.integer(input.rotations ?? 8, "rotations"),
       rateLimitRotations: yield* Checks.integer(input.rateLimitRotations ?? 4, "rateLimitRotations"),
+      hedge: hedge.hedge,
       streamIdleMillis: yield* Checks.millis(input.streamIdle ?? 300_000, "streamIdle")
     }
   })
@@ -242,6 +294,34 @@ const attemptTimeoutOf = (input: Settings["attemptTimeout"]): Checks.Checked<Poo
     : input === undefined || input === "learned"
     ? Either.right("learned")
     : pause(input, "attemptTimeout")
+
+const hedgeOf = (
+  input: Settings["hedge"]
+): Checks.Checked<{ readonly hedge: Hedge | undefined; readonly bounds: HedgeBudget.Options }> =>
+  Either.gen(function*() {
+    const given = input === undefined || typeof input === "boolean" ? {} : input
+    yield* Checks.refuseUnknown(given, ["delay", "share", "success"], "hedge")
+    const share = yield* Checks.positive(given.share ?? 0.05, "hedge.share")
+    if (share > 1) return yield* Checks.refuse("hedge.share", "must be at most 1")
+    const success = yield* Checks.nonNegative(given.success ?? 0.9, "hedge.success")
+    if (success > 1) return yield* Checks.refuse("hedge.success", "must be at most 1")
+    const hedge = given.delay === undefined ? learnedHedge : { delayMillis: yield* pause(given.delay, "hedge.delay") }
+    return { hedge: input === undefined || input === false ? undefined : hedge, bounds: { share, success } }
+  })
+
+/**
+ * Checks whether, and after how long, one call gets a second attempt beside its first.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const hedgeOfCall = (value: unknown, path: string): Checks.Checked<unknown> =>
+  Either.gen(function*() {
+    if (typeof value === "boolean") return value
+    if (!Predicate.isRecord(value)) return yield* Checks.refuse(path, "must be true, false or an object")
+    yield* Checks.refuseUnknown(value, ["delay"], path)
+    return value["delay"] === undefined ? undefined : yield* pause(value["delay"], `${path}.delay`)
+  })
 
 const attributionOf = (input: Settings["attribution"]): Checks.Checked<string> =>
   input === undefined || input === "corroborated" || input === "per-key"

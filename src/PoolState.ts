@@ -16,6 +16,7 @@ import * as Affinity from "./Affinity.js"
 import type * as ApiKey from "./ApiKey.js"
 import type * as Cooldowns from "./Cooldowns.js"
 import * as Elsewhere from "./Elsewhere.js"
+import * as HedgeBudget from "./HedgeBudget.js"
 import type { KeyReason } from "./KeymeshError.js"
 import * as KeyState from "./KeyState.js"
 import * as Latency from "./Latency.js"
@@ -42,6 +43,10 @@ export interface Config extends KeyState.GateSettings {
   readonly floorMillis: number | undefined
   /** How long an attempt may take until its answer belongs to the caller; `undefined`: as long as it likes. */
   readonly attemptTimeout: "learned" | number | undefined
+  /** Whether it is to be learned how long attempts take. */
+  readonly times: boolean
+  /** What bounds the second attempts that calls may have beside their first. */
+  readonly hedging: HedgeBudget.Options
   /** Whether faults are compared across keys before one of them is blamed. */
   readonly corroborates: boolean
   readonly maxWaiters: number
@@ -119,6 +124,7 @@ export interface Rest {
   readonly tokens: RetryPolicy.Tokens
   /** Calls counted into `tokens` so far. */
   readonly tokenCalls: number
+  readonly hedging: HedgeBudget.HedgeBudget
   /** Who waits, by lane (model), in order of their turns. */
   readonly lanes: HashMap.HashMap<string, RedBlackTree.RedBlackTree<bigint, Waiter>>
   readonly waiting: number
@@ -232,6 +238,8 @@ export interface Limits {
   readonly models: HashMap.HashMap<string, ModelLimits>
   /** Whether some limit for all models counts tokens, so that what a request costs decides which keys may serve it. */
   readonly metered: boolean
+  /** Whether of some limit it is known when what is left of it will be lost. */
+  readonly dated: boolean
   /** Counts the models that came and went. */
   readonly kinds: number
 }
@@ -337,6 +345,8 @@ export interface Request extends Among {
   readonly began?: number | undefined
   /** Absent: `normal`. */
   readonly priority?: Priority | undefined
+  /** When the call's budget or deadline ends: an answer after it comes late. */
+  readonly ends?: number | undefined
 }
 
 /**
@@ -427,7 +437,7 @@ export const empty = (config: Config, now: number): PoolState => ({
     gated: Tournament.empty(opensFirst),
     groups: HashMap.empty(),
     models: HashMap.empty(),
-    limits: { groups: HashMap.empty(), models: HashMap.empty(), metered: false, kinds: 0 },
+    limits: { groups: HashMap.empty(), models: HashMap.empty(), metered: false, dated: false, kinds: 0 },
     restricted: false,
     moves: 0,
     breakersOpen: 0,
@@ -440,6 +450,7 @@ export const empty = (config: Config, now: number): PoolState => ({
     turned: [],
     tokens: RetryPolicy.tokens(now, config.tokens),
     tokenCalls: 0,
+    hedging: HedgeBudget.initial,
     lanes: HashMap.empty(),
     waiting: 0,
     line: nobody,
@@ -586,6 +597,23 @@ export const modelLimits = (
     key.quotaGroup === undefined
       ? HashMap.get(ofModel.value.keys, slot)
       : HashMap.get(ofModel.value.groups, key.quotaGroup)
+  )
+}
+
+/**
+ * How much a key has left of its tightest limit for a model, as a share of it; 1 where none is known.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const headroom = (state: PoolState, slot: number, model: string | undefined, now: number): number => {
+  const key = SlotMap.get(state.slots, slot)
+  if (key === undefined) return 0
+  const party = partyLimits(state, key)
+  const own = modelLimits(state, key, model)
+  return Math.min(
+    party === undefined ? 1 : RateLimit.share(party, now),
+    own === undefined ? 1 : RateLimit.share(own, now)
   )
 }
 

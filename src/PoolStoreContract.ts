@@ -334,6 +334,8 @@ const full: StoredPool = {
         most: 20,
         at: 1_700_000_000_000,
         resetAt: 1_700_000_010_000,
+        fullAt: 1_700_000_010_500,
+        told: true,
         longest: 10_000,
         fill: 0.01,
         votes: 2
@@ -342,6 +344,9 @@ const full: StoredPool = {
         since: 12,
         end: 1_700_000_000_000,
         told: true,
+        barren: 1,
+        owes: 20,
+        usual: 750,
         leased: 2,
         accepted: 1,
         refused: 0,

@@ -59,27 +59,26 @@ export const stream = <A, E, R>(
   const classify = options.classify ?? Outcome.fromCause
   return Stream.unwrapScoped(Effect.gen(function*() {
     // Before the call: whenever it is interrupted, what it has opened is closed.
-    const kept = MutableRef.make<Opened<A, E, R> | undefined>(undefined)
-    yield* Effect.addFinalizer((exit) =>
+    const kept = new Set<Opened<A, E, R>>()
+    const close = (opened: Opened<A, E, R>, exit: Exit.Exit<unknown, unknown>) =>
       Effect.suspend(() => {
-        const opened = MutableRef.get(kept)
-        return opened === undefined
-          ? Effect.void
-          : Effect.ensuring(Scope.close(opened.scope, exit), opened.lease.end)
+        kept.delete(opened)
+        return Effect.ensuring(Scope.close(opened.scope, exit), opened.lease.end)
       })
-    )
+    yield* Effect.addFinalizer((exit) => Effect.forEach([...kept], (opened) => close(opened, exit), { discard: true }))
     const open = (lease: HeldLease) =>
-      Effect.map(
-        OpenedStream.open(
-          use(lease),
-          options.commits ?? always,
-          holdLimits,
-          (opened) => MutableRef.set(kept, { ...opened, lease })
-        ),
-        (opened): Opened<A, E, R> => ({ ...opened, lease })
+      Effect.onInterrupt(
+        OpenedStream.open(use(lease), options.commits ?? always, holdLimits, (opened) => {
+          const own: Opened<A, E, R> = { ...opened, lease }
+          kept.add(own)
+          return own
+        }),
+        // Opened in the moment in which another attempt was answered: nobody reads it.
+        () => Effect.forEach([...kept].filter((own) => own.lease === lease), (own) => close(own, Exit.void))
       )
     const opened = yield* Calls.run(core, open, {
       hold: true,
+      discard: (opened) => close(opened, Exit.void),
       abortable: true,
       streaming: true,
       model: options.model,

@@ -336,6 +336,16 @@ export const limited = (
 }
 
 /**
+ * Whether keys have been refused for a rate limit just now, and none has answered since.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const isLimiting = ({ refusals }: Health, now: number): boolean =>
+  HashMap.size(refusals) > 0 &&
+  HashMap.some(refusals, (row) => row.some(({ at }) => at > now - suspectMillis))
+
+/**
  * Takes note that an attempt is decided, however; before what it said is taken in.
  *
  * @since 0.1.0

@@ -234,6 +234,48 @@ export const openings = (
   return times
 }
 
+/**
+ * Whether it is known when what is left will be lost.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const isDated = (self: RateLimit): boolean => self.announced.length > 0 || self.learned?.measured !== undefined
+
+/**
+ * When some of what is left now will be lost if nobody uses it: a window ends, or a bucket is full. `Infinity` where nobody
+ * knows.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const lostAt = (self: RateLimit, now: number): number => {
+  let at = self.learned === undefined ? Infinity : LearnedLimit.lostAt(self.learned, now)
+  for (const limit of self.announced) {
+    at = Math.min(at, AnnouncedLimit.lostAt(limit, total(limit.unit, self.leased), now))
+  }
+  return at
+}
+
+/**
+ * How many requests per millisecond get through for good, as they are usually; `Infinity` where nobody knows.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const pace = (self: RateLimit): number => {
+  let most = self.learned === undefined ? Infinity : LearnedLimit.pace(self.learned)
+  for (const { limit, unit, windowMillis } of self.declared) {
+    most = Math.min(most, limit / windowMillis / usual(unit, self.leased))
+  }
+  for (const limit of self.announced) most = Math.min(most, AnnouncedLimit.pace(limit) / usual(limit.unit, self.leased))
+  return most
+}
+
+/** What a request took on average. */
+const usual = (unit: DeclaredLimit.Unit, totals: Totals): number =>
+  totals.requests === 0 ? 1 : Math.max(1, total(unit, totals) / totals.requests)
+
 const later = (
   closed: Closed | undefined,
   full: DeclaredLimit.Full | undefined,
@@ -426,7 +468,8 @@ export const announced = (
 export const mostAnnounced = 8
 
 /**
- * An attempt was refused for too many requests, and told to wait, or not.
+ * An attempt was refused for too many requests, and told to wait, or not. `usual` is about how long it took from one
+ * accepted request to the next, if there were many; 0 if not.
  *
  * @since 0.1.0
  * @category steps
@@ -435,11 +478,12 @@ export const refused = (
   self: RateLimit,
   leased: Totals,
   waitMillis: number | undefined,
-  now: number
+  now: number,
+  usual = 0
 ): RateLimit => {
   const known = self.announced.some(({ unit }) => unit === "requests")
   if (!known) {
-    const learned = LearnedLimit.refused(self.learned, leased.requests, self.leased.requests, waitMillis, now)
+    const learned = LearnedLimit.refused(self.learned, leased.requests, self.leased.requests, waitMillis, usual, now)
     return { ...self, learned, at: now }
   }
   return waitMillis === undefined ? self : {
@@ -505,6 +549,23 @@ export const left = (self: RateLimit, now: number): ReadonlyArray<Left> => [
     windowMillis: self.learned.measured.millis
   }])
 ]
+
+/**
+ * How much is left of the tightest limit, as a share of it, from 0 to 1.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const share = (self: RateLimit, now: number): number => {
+  let least = 1
+  for (const limit of self.declared) {
+    if (limit.limit > 0) least = Math.min(least, DeclaredLimit.remaining(limit, now) / limit.limit)
+  }
+  for (const limit of self.announced) {
+    least = Math.min(least, AnnouncedLimit.share(limit, total(limit.unit, self.leased), now))
+  }
+  return self.learned === undefined ? least : Math.min(least, LearnedLimit.share(self.learned, now))
+}
 
 /**
  * The limits without what was announced or learned: what is used of those that are declared is used.

@@ -11,6 +11,7 @@ import * as CooldownEvents from "./CooldownEvents.js"
 import * as Cooldowns from "./Cooldowns.js"
 import * as Corroboration from "./Corroboration.js"
 import * as Fault from "./Fault.js"
+import * as HedgeBudget from "./HedgeBudget.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Latency from "./Latency.js"
@@ -43,9 +44,10 @@ export const settle = (
   random: number,
   heard: Limits.Heard = nothingHeard
 ): PoolState.Changed => {
-  const usual = outcome?._tag === "Success" ? usually(config, before, lease, heard, end, now) : undefined
+  const observed = config.strategy.wants === "latency" ? observe(before, lease, outcome, now) : before
+  const usual = outcome?._tag === "Success" ? usually(config, observed, lease, heard, end, now) : undefined
   if (usual !== undefined) return usual
-  const counted = taken(config, before, lease, outcome, end, now)
+  const counted = taken(config, observed, lease, outcome, end, now, heard.lost === true)
   const present = SlotMap.get(counted.slots, lease.slot)
   // Nothing of a lease outlives its key, whoever has the slot now.
   if (present === undefined || present.id !== lease.key.id) return { state: counted, events: PoolState.noEvents }
@@ -58,6 +60,24 @@ export const settle = (
   const key = SlotMap.get(blamed.state.slots, lease.slot) ?? limited.key
   const settled = attributed(config, blamed.state, key, lease, outcome, end, blamed.blames, now, random)
   return blamed.events.length === 0 ? settled : { ...settled, events: [...blamed.events, ...settled.events] }
+}
+
+/** Tells the strategy how long an attempt took. */
+const observe = (
+  state: PoolState.PoolState,
+  { key, slot, startedAt, timed }: PoolState.LeaseRecord,
+  outcome: Outcome.Outcome | undefined,
+  now: number
+): PoolState.PoolState => {
+  const index = state.index.observe?.({
+    slot,
+    id: key.id,
+    millis: timed === undefined || outcome === undefined ? undefined : now - startedAt,
+    answered: outcome?._tag === "Success",
+    kind: timed === undefined ? "" : `${timed.streaming ? "stream" : "answer"} ${timed.model ?? ""}`,
+    now
+  })
+  return index === undefined ? state : { ...state, index }
 }
 
 /** The success of a key against which nothing is known: it changes numbers only, in one copy of each. */
@@ -123,7 +143,7 @@ const timed = (
   { id, startedAt, timed }: PoolState.LeaseRecord,
   now: number
 ): Latency.Latency =>
-  timed === undefined || config.attemptTimeout !== "learned" || !Latency.wants(latency, timed, id)
+  timed === undefined || !config.times || !Latency.wants(latency, timed, id)
     ? latency
     : Latency.add(latency, timed, now - startedAt, now)
 
@@ -134,10 +154,13 @@ const taken = (
   lease: PoolState.LeaseRecord,
   outcome: Outcome.Outcome | undefined,
   end: boolean,
-  now: number
+  now: number,
+  lost: boolean
 ): PoolState.PoolState => {
   const ended = end ? before.ended + 1 : before.ended
-  const latency = outcome?._tag === "Success" ? timed(config, before, lease, now) : before.latency
+  // What was left had lasted at least so long: without it, the slow ones would drop out of what is known.
+  const timely = outcome?._tag === "Success" || (lost && outcome?._tag === "Ignored")
+  const latency = timely ? timed(config, before, lease, now) : before.latency
   return end || latency !== before.latency ? { ...before, ended, latency } : before
 }
 
@@ -309,6 +332,10 @@ const faulted = (
   // The floor goes by what is known: a guess of this moment is not broken in the next.
   const opened = before.breaker._tag !== "Open" && after.breaker._tag === "Open"
   if (opened || imposed?.provenance === "guessed") next = { ...next, rest: { ...next.rest, floorAt: now } }
+  if (fault.kind !== "Rejected" && fault.kind !== "TooLarge") {
+    const hedging = HedgeBudget.faulted(next.rest.hedging, state.ended - 1, now)
+    next = { ...next, rest: { ...next.rest, hedging } }
+  }
   const events: Array<Telemetry.Unnumbered> = [
     ...CircuitEvents.between(config.pool, before, after, now),
     ...shared?.events ?? []

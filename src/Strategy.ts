@@ -57,6 +57,32 @@ export interface PickContext {
   readonly random: number
   /** The pool's clock, in milliseconds. */
   readonly now: number
+  /**
+   * How much a key has left of its tightest limit, as a share from 0 to 1; 1 where no limit is known. Only where the
+   * strategy `wants` headroom.
+   */
+  readonly left?: ((slot: number) => number) | undefined
+}
+
+/**
+ * What became of an attempt, or that its key was given back.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Observation {
+  readonly slot: number
+  readonly id: string
+  /**
+   * How long it took until its answer belonged to the caller (for streams: its first content), in milliseconds; if it was
+   * not answered, how long it had lasted. Absent: nothing is told of that.
+   */
+  readonly millis: number | undefined
+  readonly answered: boolean
+  /** Attempts of the same kind (a model, streams apart) take about the same time. */
+  readonly kind: string
+  /** The pool's clock, in milliseconds. */
+  readonly now: number
 }
 
 /**
@@ -74,6 +100,11 @@ export interface Index {
   readonly remove: (slot: number) => Index
   /** The numbers of a key changed while it stays eligible. No-op when absent. */
   readonly update: (candidate: Candidate) => Index
+  /**
+   * Something is told of an attempt, before the key's new numbers, and also while the key is not eligible. Asked only
+   * where the strategy `wants` latency.
+   */
+  readonly observe?: ((observation: Observation) => Index) | undefined
   /** The slot to use and the index after the choice; `undefined` when every key is excluded. */
   readonly pick: (context: PickContext) => Picked | undefined
 }
@@ -99,6 +130,13 @@ export interface Strategy {
   readonly name: string
   /** Whether `pick` reads `random`. */
   readonly randomised: boolean
+  /** What it needs beside the numbers of keys: `PickContext.left`, or `Index.observe`. Else that is not gathered. */
+  readonly wants?: "headroom" | "latency" | undefined
+  /**
+   * Whether any key is as good as another to it, so that the pool may use one whose capacity would be lost before the one
+   * that is picked; absent: not.
+   */
+  readonly impartial?: boolean
   /** An index with no keys. */
   readonly empty: Index
 }
@@ -123,7 +161,9 @@ export const Name = Schema.Literal(
   "least-used",
   "sequential-then-rotate",
   "power-of-two-choices",
-  "cheapest"
+  "cheapest",
+  "headroom",
+  "least-latency"
 )
 
 /**
@@ -161,6 +201,10 @@ export function fromName(name: Name): Strategy {
       return powerOfTwoChoices
     case "cheapest":
       return cheapest
+    case "headroom":
+      return headroom
+    case "least-latency":
+      return leastLatency
   }
 }
 
@@ -243,6 +287,7 @@ class RoundRobin implements Index {
 export const roundRobin: Strategy = {
   name: "round-robin",
   randomised: false,
+  impartial: true,
   empty: new RoundRobin(SlotMap.empty(), 0, 0)
 }
 
@@ -454,6 +499,7 @@ class LeastUsed implements Index {
 export const leastUsed: Strategy = {
   name: "least-used",
   randomised: false,
+  impartial: true,
   empty: new LeastUsed(
     Tournament.empty((a, b) => {
       const order = compareUse(a, b)
@@ -465,6 +511,11 @@ export const leastUsed: Strategy = {
 /** Negative when the first is used less. */
 function compareUse(a: Candidate, b: Candidate): number {
   if (a.inFlight !== b.inFlight) return a.inFlight < b.inFlight ? -1 : 1
+  return compareRecent(a, b)
+}
+
+/** Negative when the first was used less of late. */
+function compareRecent(a: Candidate, b: Candidate): number {
   if (a.recent !== b.recent) return a.recent < b.recent ? -1 : 1
   // Not a subtraction: both may be -Infinity.
   return a.lastUsed < b.lastUsed ? -1 : a.lastUsed > b.lastUsed ? 1 : 0
@@ -640,6 +691,7 @@ class PowerOfTwoChoices implements Index {
 export const powerOfTwoChoices: Strategy = {
   name: "power-of-two-choices",
   randomised: true,
+  impartial: true,
   empty: new PowerOfTwoChoices(SlotMap.empty())
 }
 
@@ -739,6 +791,313 @@ export const cheapest: Strategy = {
     0
   )
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+/** A key, and what it had left when somebody looked last. */
+interface Room {
+  readonly slot: number
+  readonly left: number
+  readonly key: Candidate
+}
+
+class Headroom implements Index {
+  readonly rooms: Tournament.Tournament<Room>
+  /** The eligible slots, and from which on keys are looked at again. */
+  readonly slots: SlotMap.SlotMap<number>
+  readonly cursor: number
+
+  constructor(rooms: Tournament.Tournament<Room>, slots: SlotMap.SlotMap<number>, cursor: number) {
+    this.rooms = rooms
+    this.slots = slots
+    this.cursor = cursor
+  }
+
+  get size(): number {
+    return this.rooms.size
+  }
+
+  insert(key: Candidate): Index {
+    const { slot } = key
+    const known = Tournament.get(this.rooms, slot)
+    // Too much does no harm: whoever comes first is looked at before it serves.
+    const left = known?.key.id === key.id ? known.left : 1
+    return new Headroom(
+      Tournament.set(this.rooms, { slot, left, key }),
+      known === undefined ? SlotMap.set(this.slots, slot, slot) : this.slots,
+      this.cursor
+    )
+  }
+
+  remove(slot: number): Index {
+    const rooms = Tournament.remove(this.rooms, slot)
+    return rooms === this.rooms ? this : new Headroom(rooms, SlotMap.remove(this.slots, slot), this.cursor)
+  }
+
+  update(key: Candidate): Index {
+    return Tournament.get(this.rooms, key.slot) === undefined ? this : this.insert(key)
+  }
+
+  pick({ excluded, left = full }: PickContext): Picked | undefined {
+    let { cursor, rooms } = this
+    const look = (room: Room): boolean => {
+      const now = left(room.slot)
+      if (now === room.left) return false
+      rooms = Tournament.set(rooms, { slot: room.slot, left: now, key: room.key })
+      return true
+    }
+    // What comes back with time comes back unsaid: a few keys are looked at with each pick, all in turn.
+    for (let n = Math.min(looks, rooms.size); n > 0; n--) {
+      const slot = SlotMap.next(this.slots, cursor) ?? SlotMap.next(this.slots, 0)
+      const room = slot === undefined ? undefined : Tournament.get(rooms, slot)
+      if (room === undefined) break
+      look(room)
+      cursor = room.slot + 1
+    }
+    // What was used goes unsaid too, where keys share a limit: of the first nobody shall be wrong.
+    let best = Tournament.bestExcept(rooms, excluded)
+    for (let n = corrections; n > 0 && best !== undefined && look(best); n--) {
+      best = Tournament.bestExcept(rooms, excluded)
+    }
+    return best === undefined ? undefined : { slot: best.slot, index: new Headroom(rooms, this.slots, cursor) }
+  }
+}
+
+/**
+ * The key with the most left of its tightest limit, as a share of that limit; of those with as much, the one that was
+ * used least of late, then the one picked the longest time ago, then the lowest slot.
+ *
+ * Limits are those that keys declare, that answers announce, and that refusals teach, for all models and for the model
+ * that is asked for. A key of which none is known counts as full. Keys that share a limit have the same left.
+ *
+ * With each pick 4 keys are looked at again, in turn, so that what comes back with time is seen; of more keys than that,
+ * what is known of one may be as old as a quarter as many picks.
+ *
+ * @example
+ * ```ts
+ * import * as Strategy from "effect-keymesh/Strategy"
+ *
+ * const name = Strategy.headroom.name // "headroom"
+ * ```
+ *
+ * @since 0.1.0
+ * @category strategies
+ */
+export const headroom: Strategy = {
+  name: "headroom",
+  randomised: false,
+  wants: "headroom",
+  empty: new Headroom(
+    Tournament.empty((a, b) => {
+      if (a.left !== b.left) return a.left > b.left
+      const order = compareRecent(a.key, b.key)
+      return order === 0 ? a.slot < b.slot : order < 0
+    }),
+    SlotMap.empty(),
+    0
+  )
+}
+
+const full = () => 1
+/** How many keys are looked at again with each pick. */
+const looks = 4
+/** How often what is thought of the first may turn out wrong, until one serves all the same. */
+const corrections = 8
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+/** How long a key takes to answer, in multiples of what is usual. */
+interface Pace {
+  readonly slot: number
+  readonly id: string
+  readonly inFlight: number
+  readonly lastUsed: number
+  /** `undefined`: nobody knows. */
+  readonly cost: number | undefined
+  /** When that was said. While the key has nothing in flight, it halves with every half-life from then on. */
+  readonly at: number
+}
+
+/** The keys by what is known of them: what is compared within one of these does not change with time. */
+interface Paces {
+  readonly idle: Tournament.Tournament<Pace>
+  readonly busy: Tournament.Tournament<Pace>
+  readonly untold: Tournament.Tournament<Pace>
+}
+
+class LeastLatency implements Index {
+  readonly paces: Paces
+  /** What was known of keys when they left. */
+  readonly away: SlotMap.SlotMap<Pace>
+  /** What is usual for each kind of attempt, in milliseconds. */
+  readonly usual: ReadonlyMap<string, number>
+
+  constructor(paces: Paces, away: SlotMap.SlotMap<Pace>, usual: ReadonlyMap<string, number>) {
+    this.paces = paces
+    this.away = away
+    this.usual = usual
+  }
+
+  get size(): number {
+    const { busy, idle, untold } = this.paces
+    return busy.size + idle.size + untold.size
+  }
+
+  insert({ id, inFlight, lastUsed, slot }: Candidate): Index {
+    const before = this.find(slot) ?? SlotMap.get(this.away, slot)
+    const known = before?.id === id ? before : undefined
+    // It has come to have something in flight: what it has gained by idling, it keeps.
+    const began = known?.cost !== undefined && known.inFlight === 0 && inFlight > 0
+    const pace: Pace = {
+      slot,
+      id,
+      inFlight,
+      lastUsed,
+      cost: began ? costAt(known, lastUsed) : known?.cost,
+      at: began ? Math.max(lastUsed, known.at) : known?.at ?? -Infinity
+    }
+    return new LeastLatency(put(this.paces, pace), this.away, this.usual)
+  }
+
+  remove(slot: number): Index {
+    const pace = this.find(slot)
+    return pace === undefined
+      ? this
+      : new LeastLatency(without(this.paces, slot), SlotMap.set(this.away, slot, pace), this.usual)
+  }
+
+  update(candidate: Candidate): Index {
+    return this.find(candidate.slot) === undefined ? this : this.insert(candidate)
+  }
+
+  observe({ answered, id, kind, millis, now, slot }: Observation): Index {
+    const present = this.find(slot)
+    const pace = present ?? SlotMap.get(this.away, slot)
+    const known = this.usual.get(kind)
+    // A new kind, when there are very many: all are learned anew.
+    const usual = !answered || millis === undefined
+      ? this.usual
+      : new Map(known === undefined && this.usual.size >= mostKinds ? [] : this.usual).set(
+        kind,
+        known === undefined ? Math.max(1, millis) : Math.max(1, known + (millis - known) / usualOf)
+      )
+    if (pace?.id !== id) return usual === this.usual ? this : new LeastLatency(this.paces, this.away, usual)
+    const took = millis === undefined || (known === undefined && !answered)
+      ? undefined
+      : millis / (known ?? Math.max(1, millis))
+    const cost = took === undefined
+      ? pace.cost
+      : answered
+      ? answeredIn(pace, took, now)
+      // It would have taken longer, nobody knows by how much. Of one that failed quickly nothing is known.
+      : pace.cost === undefined
+      ? took > 1 ? took : undefined
+      : Math.max(pace.cost, took)
+    const next: Pace = { ...pace, cost, at: now }
+    return present === undefined
+      ? new LeastLatency(this.paces, SlotMap.set(this.away, slot, next), usual)
+      : new LeastLatency(put(this.paces, next), this.away, usual)
+  }
+
+  pick({ excluded, now }: PickContext): Picked | undefined {
+    const idle = Tournament.bestExcept(this.paces.idle, excluded)
+    const busy = Tournament.bestExcept(this.paces.busy, excluded)
+    const untold = Tournament.bestExcept(this.paces.untold, excluded)
+    const known = idle === undefined || (busy !== undefined && load(busy, now) < load(idle, now)) ? busy : idle
+    if (untold === undefined) return known === undefined ? undefined : { slot: known.slot, index: this }
+    // Who was never asked is asked once; from then on, until it answers, it counts as good as the best.
+    const best = Math.min(idle === undefined ? Infinity : costAt(idle, now), busy?.cost ?? Infinity)
+    const chosen = known === undefined || untold.lastUsed === -Infinity ||
+        (untold.inFlight + 1) * best < load(known, now) ||
+        ((untold.inFlight + 1) * best === load(known, now) && untold.lastUsed < known.lastUsed)
+      ? untold
+      : known
+    return { slot: chosen.slot, index: this }
+  }
+
+  private find(slot: number): Pace | undefined {
+    const { busy, idle, untold } = this.paces
+    return Tournament.get(idle, slot) ?? Tournament.get(busy, slot) ?? Tournament.get(untold, slot)
+  }
+}
+
+/**
+ * The key that answers soonest: by a mean of how long its answers take, which jumps up at once with a slow one and comes
+ * down with a half-life of 10 seconds, times its attempts in flight plus one. Of streams the first content counts.
+ *
+ * Times are taken relative to what is usual for the model (streams apart), so that one key is not thought slow for having
+ * been asked for what takes long. The mean of a key that nobody uses halves every 10 seconds, so that a slow one is tried
+ * again after a while. One that joins is asked once, and then counts as good as the best until it has answered. Only calls
+ * that may be sent again are timed.
+ *
+ * @example
+ * ```ts
+ * import * as Strategy from "effect-keymesh/Strategy"
+ *
+ * const name = Strategy.leastLatency.name // "least-latency"
+ * ```
+ *
+ * @since 0.1.0
+ * @category strategies
+ */
+export const leastLatency: Strategy = {
+  name: "least-latency",
+  randomised: false,
+  wants: "latency",
+  empty: new LeastLatency(
+    {
+      idle: Tournament.empty((a, b) => sooner(a, b, timeless(a) - timeless(b))),
+      busy: Tournament.empty((a, b) => sooner(a, b, load(a, 0) - load(b, 0))),
+      untold: Tournament.empty((a, b) => sooner(a, b, a.inFlight - b.inFlight))
+    },
+    SlotMap.empty(),
+    new Map()
+  )
+}
+
+/** The one that is less, or was used the longest time ago. */
+function sooner(a: Pace, b: Pace, difference: number): boolean {
+  if (difference !== 0) return difference < 0
+  return a.lastUsed === b.lastUsed ? a.slot < b.slot : a.lastUsed < b.lastUsed
+}
+
+/** The cost of a key at an instant: what it was told to be while it has something in flight, less and less while not. */
+function costAt({ at, cost = 0, inFlight }: Pace, now: number): number {
+  return inFlight > 0 ? cost : cost * 2 ** (-Math.max(0, now - at) / paceHalfLifeMillis)
+}
+
+function load(pace: Pace, now: number): number {
+  return costAt(pace, now) * (pace.inFlight + 1)
+}
+
+/** The cost of an idle key on a scale on which all idle keys stay in order as time passes. */
+function timeless({ at, cost = 0 }: Pace): number {
+  return Math.log2(cost) + at / paceHalfLifeMillis
+}
+
+function answeredIn({ at, cost }: Pace, took: number, now: number): number {
+  if (cost === undefined || took >= cost) return took
+  return took + (cost - took) * 2 ** (-Math.max(0, now - at) / paceHalfLifeMillis)
+}
+
+function put(paces: Paces, pace: Pace): Paces {
+  const place = pace.cost === undefined ? "untold" : pace.inFlight > 0 ? "busy" : "idle"
+  const left = Tournament.get(paces[place], pace.slot) === undefined ? without(paces, pace.slot) : paces
+  return { ...left, [place]: Tournament.set(left[place], pace) }
+}
+
+function without({ busy, idle, untold }: Paces, slot: number): Paces {
+  return {
+    idle: Tournament.remove(idle, slot),
+    busy: Tournament.remove(busy, slot),
+    untold: Tournament.remove(untold, slot)
+  }
+}
+
+const paceHalfLifeMillis = 10_000
+/** Over about so many answers it is learned what is usual. */
+const usualOf = 32
+const mostKinds = 64
 
 // ---------------------------------------------------------------------------------------------------------------------
 

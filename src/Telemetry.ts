@@ -62,7 +62,8 @@ const TrailEntry = Schema.Struct({
   outcome: Schema.String,
   status: Schema.optional(Schema.Number),
   code: Schema.optional(Schema.String),
-  passedOver: Schema.optional(Schema.Record({ key: Schema.String, value: Schema.Number }))
+  passedOver: Schema.optional(Schema.Record({ key: Schema.String, value: Schema.Number })),
+  lost: Schema.optional(Schema.Boolean)
 })
 const Trail = Schema.Struct({
   entries: Schema.Array(TrailEntry),

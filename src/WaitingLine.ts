@@ -7,6 +7,7 @@ import * as HashMap from "effect/HashMap"
 import * as Option from "effect/Option"
 import * as RedBlackTree from "effect/RedBlackTree"
 import type * as KeyState from "./KeyState.js"
+import * as Latency from "./Latency.js"
 import * as Leasing from "./Leasing.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
@@ -56,7 +57,7 @@ export const acquire = (
   // Whoever waits there could not be served: no more can a newcomer. Where tokens count, the usual lanes are as one, or
   // small requests would come before a large one for ever.
   const behind = queue._tag === "Some" ||
-    (served.state.rest.limits.metered && isUsual(served.state, lane) && firstInUsual(served.state) !== undefined)
+    (served.state.rest.limits.metered && isUsual(served.state, lane) && firstInUsual(served.state, now) !== undefined)
   const leased: Leasing.Leased = behind
     ? { state: served.state, lease: undefined, events: PoolState.noEvents }
     : Leasing.lease(config, served.state, request, now)
@@ -66,7 +67,7 @@ export const acquire = (
   const view = served.state.rest.line.view
   const call = request.call === 0 ? leased.state.calls + 1 : request.call
   const turn = PoolState.turnOf(request, call, now)
-  const next = headOf(leased.state, lane)
+  const next = headOf(leased.state, lane, now)
   // What opens for the next in the lane does so for all behind, but for nobody before: that one may need less.
   const seen = next !== undefined && next.turn < turn && view !== undefined
     ? HashMap.get(view.lanes, lane)
@@ -233,7 +234,7 @@ export const nextWake = (config: PoolState.Config, state: PoolState.PoolState, n
   let at = end._tag === "Some" ? end.value[0] : Infinity
   for (const [, lane] of viewOf(looked)) at = Math.min(at, openingOf(config, looked, lane, now).at)
   for (const [, lane] of looked.rest.line.heads) {
-    const head = isUsual(looked, lane) ? headOf(looked, lane) : undefined
+    const head = isUsual(looked, lane) ? headOf(looked, lane, now) : undefined
     if (head === undefined) continue
     const wanted = anyOf(head)
     const opens = PoolState.withFloor(config, looked, wanted, PoolState.nearest(config, looked, wanted, now), now)
@@ -315,7 +316,7 @@ const firstUsual = (
   let first: PoolState.Waiter | undefined
   for (const [, lane] of state.rest.line.heads) {
     if (blocked.has(lane) || !isUsual(state, lane)) continue
-    const head = headOf(state, lane)
+    const head = headOf(state, lane, now)
     if (!ProviderHealth.isGating(state.rest.health)) return head
     if (head === undefined || typeof PoolState.heldUntil(config, state, head.request.model, now) === "number") continue
     first = sooner(state, first, head)
@@ -339,8 +340,8 @@ const sooner = (
 }
 
 /** Of the lanes that are like any other, the waiter who is next. */
-const firstInUsual = (state: PoolState.PoolState): PoolState.Waiter | undefined => {
-  for (const [, lane] of state.rest.line.heads) if (isUsual(state, lane)) return headOf(state, lane)
+const firstInUsual = (state: PoolState.PoolState, now: number): PoolState.Waiter | undefined => {
+  for (const [, lane] of state.rest.line.heads) if (isUsual(state, lane)) return headOf(state, lane, now)
   return undefined
 }
 
@@ -369,22 +370,53 @@ const firstOwn = (
   let first: PoolState.Waiter | undefined
   for (const [lane, view] of viewOf(state)) {
     if (blocked.has(lane) || openingOf(config, state, view, now).at > now) continue
-    const head = headOf(state, lane)
+    const head = headOf(state, lane, now)
     if (head !== undefined) first = sooner(state, first, head)
   }
   return first
 }
 
-/** Who is next in a lane: the first in order, or after a probe of the provider the one behind that. */
-const headOf = (state: PoolState.PoolState, lane: string): PoolState.Waiter | undefined => {
+/**
+ * Who is next in a lane: the first in order, or after a probe of the provider the one behind that. Those whose answer
+ * would come too late, as answers usually take, let others go first who can still be answered in time.
+ */
+const headOf = (state: PoolState.PoolState, lane: string, now: number): PoolState.Waiter | undefined => {
   const queue = HashMap.get(state.rest.lanes, lane)
   if (queue._tag === "None") return undefined
   const first = Option.getOrUndefined(RedBlackTree.first(queue.value))?.[1]
   const trial = first === undefined ? undefined : PoolState.trialOf(state, first.request.model)
-  if (trial?.prober === undefined) return first
+  if (trial?.prober === undefined) {
+    return first === undefined || now <= lastStart(state, first.request)
+      ? first
+      : inTime(state, queue.value, now) ?? first
+  }
   for (const [, next] of RedBlackTree.greaterThan(queue.value, trial.prober)) return next
   return first
 }
+
+/** The first in a lane who can be answered in time; not looked for among too many who cannot. */
+const inTime = (
+  state: PoolState.PoolState,
+  queue: RedBlackTree.RedBlackTree<bigint, PoolState.Waiter>,
+  now: number
+): PoolState.Waiter | undefined => {
+  let passed = 0
+  for (const [, waiter] of queue) {
+    if (now <= lastStart(state, waiter.request)) return waiter
+    if (++passed >= mostPassed) return undefined
+  }
+  return undefined
+}
+
+const mostPassed = 256
+
+/** When the attempt of a call must begin to be answered before its budget or deadline ends, as most are. */
+const lastStart = (state: PoolState.PoolState, { ends, timed }: PoolState.Request): number =>
+  ends === undefined || timed === undefined || state.latency.length === 0
+    ? Infinity
+    : ends - (Latency.quantile(state.latency, timed, mostAnswered) ?? 0)
+
+const mostAnswered = 0.9
 
 // ------------------------------------------------------------------------------------------------------------ refusals
 
@@ -429,13 +461,17 @@ const comesTooLate = (
   until: number,
   now: number
 ): boolean => {
-  const opens = PoolState.openings(config, state, request, now, until, RedBlackTree.size(queue) + 1)
+  const last = lastStart(state, request)
+  // Who would be late in any case comes too late only when nothing may begin any more.
+  const end = last > now ? Math.min(until, last) : until
+  const opens = PoolState.openings(config, state, request, now, end, RedBlackTree.size(queue) + 1)
   if (opens === undefined) return false
   let taken = 0
   for (const [other, waiter] of queue) {
     if (other > turn) break
-    // Who gives up before the next key opens takes none.
-    if ((opens[taken] ?? Infinity) <= waiter.until) taken++
+    // Who gives up before the next key opens takes none, nor does who lets others go first.
+    const gives = end < until ? Math.min(waiter.until, lastStart(state, waiter.request)) : waiter.until
+    if ((opens[taken] ?? Infinity) <= gives) taken++
   }
   return taken >= opens.length
 }
@@ -460,7 +496,7 @@ const refuseHopeless = (
     // An opening that is not ahead makes nobody's wait hopeless, whichever it was.
     if (view.from > now || opens.earliest > now) next = withLane(next, lane, opens.earliest)
   }
-  const opens = PoolState.opening(config, next, anyOf(firstInUsual(next)), now)
+  const opens = PoolState.opening(config, next, anyOf(firstInUsual(next, now)), now)
   if (opens.earliest > next.rest.line.usualFrom) {
     for (const [until, waiters] of next.rest.line.ends) {
       if (!isHopeless(opens, until)) break
@@ -487,14 +523,14 @@ const withLane = (state: PoolState.PoolState, lane: string, from: number): PoolS
 // ---------------------------------------------------------------------------------------------------------------- view
 
 /** The lanes that differ from the others. */
-const ownLanes = (state: PoolState.PoolState): ReadonlyArray<string> => {
+const ownLanes = (state: PoolState.PoolState, now: number): ReadonlyArray<string> => {
   const { lanes, limits, line: { picky }, models, restricted } = state.rest
   const size = HashMap.size(models) + HashMap.size(limits.models)
   if (!restricted && size === 0) return [...HashMap.keys(picky)]
   if (restricted) return [...HashMap.keys(lanes)].filter((lane) => lane !== laneOf(anyModel))
   const differing = HashMap.size(lanes) <= size
     ? [...HashMap.keys(lanes)].filter((lane) => {
-      const request = headOf(state, lane)?.request
+      const request = headOf(state, lane, now)?.request
       return request?.only === undefined && request?.model !== undefined &&
         (HashMap.has(models, request.model) || HashMap.has(limits.models, request.model))
     })
@@ -508,7 +544,7 @@ const ownLanes = (state: PoolState.PoolState): ReadonlyArray<string> => {
 const look = (config: PoolState.Config, state: PoolState.PoolState, now: number): PoolState.PoolState => {
   const { line, waiting } = state.rest
   const { view } = line
-  const own = waiting === 0 ? [] : ownLanes(state)
+  const own = waiting === 0 ? [] : ownLanes(state, now)
   if (own.length === 0) {
     return view === undefined
       ? state
@@ -534,7 +570,7 @@ const look = (config: PoolState.Config, state: PoolState.PoolState, now: number)
     const known = Option.getOrUndefined(HashMap.get(lanes, lane))
     const ofModel = limitsOf(limits, known?.request.model)
     const costs = limits.metered || ofModel?.metered === true
-    const request = (costs ? undefined : known?.request) ?? headOf(state, lane)?.request
+    const request = (costs ? undefined : known?.request) ?? headOf(state, lane, now)?.request
     if (request === undefined) continue
     const stays = known !== undefined && isSame && now < known.at && changed.length <= manyChanges &&
       (!costs || known.request.tokens === request.tokens) && (request.model === undefined ||

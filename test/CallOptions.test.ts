@@ -60,6 +60,7 @@ const wrong: Readonly<Record<string, ReadonlyArray<unknown>>> = {
   model: [5, "", "  ", "a\nb", null, {}],
   replayable: ["never", 1, null],
   priority: ["urgent", "", 1, null, "toString"],
+  hedge: [5, "yes", null, []],
   dedline: ["1 second"]
 }
 

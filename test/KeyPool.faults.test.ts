@@ -52,6 +52,26 @@ const closedLabels = (pool: KeyPool.Service) =>
     (snapshot) => snapshot.keys.filter((key) => key.closed !== undefined).map((key) => key.label)
   )
 
+describe("A4: keys that are benched together", () => {
+  test("after guesses they come back at instants of their own, none of them early, and told ends are met", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("abcdef"), floor: false, attribution: "per-key" })
+      const leases = yield* Effect.replicateEffect(pool.lease, 6)
+      yield* Effect.forEach(leases, ({ commit, key }) =>
+        commit(Outcome.fault(
+          Fault.make("RateLimited", key.label < "e" ? {} : { wait: 2_000 })
+        )))
+      const until = yield* Effect.forEach("abcdef", (label) => closedFor(pool, label))
+      const guessed = until.slice(0, 4).map((millis) => millis ?? 0)
+      assert.strictEqual(new Set(guessed).size, 4)
+      for (const millis of guessed) {
+        assert.isAtLeast(millis, 1_000)
+        assert.isAtMost(millis, 1_250)
+      }
+      assert.deepStrictEqual(until.slice(4), [2_020, 2_020])
+    }))
+})
+
 describe("fault table", () => {
   test("RateLimited: a told wait is met exactly, with its guard, and never opens the breaker", () =>
     Effect.gen(function*() {

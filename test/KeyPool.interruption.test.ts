@@ -46,6 +46,7 @@ interface Program {
   readonly group: boolean
   readonly strategy: Strategy.Strategy
   readonly floor: boolean
+  readonly hedge: KeyPool.Settings["hedge"]
   readonly listened: boolean
   readonly ops: number
   readonly callers: ReadonlyArray<Caller>
@@ -100,6 +101,10 @@ const program: FastCheck.Arbitrary<Program> = FastCheck.record({
   group: FastCheck.boolean(),
   strategy: FastCheck.constantFrom(Strategy.roundRobin, Strategy.leastUsed, Strategy.powerOfTwoChoices),
   floor: FastCheck.boolean(),
+  // As many as there are calls, however badly it goes.
+  hedge: FastCheck.constantFrom(undefined, undefined, 1, 50, 200).map((delay) =>
+    delay === undefined ? undefined : { delay, share: 1, success: 0 }
+  ),
   listened: FastCheck.boolean(),
   ops: FastCheck.constantFrom(24, 37, 2048),
   callers: FastCheck.array(caller, { minLength: 1, maxLength: 6 })
@@ -126,7 +131,7 @@ interface Run {
 }
 
 const play = (
-  { callers, floor, group, keys, listened, ops, strategy }: Program,
+  { callers, floor, group, hedge, keys, listened, ops, strategy }: Program,
   disturb: (
     simulation: Simulation,
     fibers: ReadonlyArray<Fiber.RuntimeFiber<unknown, unknown>>,
@@ -150,6 +155,7 @@ const play = (
         })),
         strategy,
         floor: floor ? "1 second" : false,
+        hedge,
         budget: "20 seconds",
         retryTokens: false,
         // A probe or trial that is not given back then shows.
@@ -310,6 +316,7 @@ const plain: Program = {
   group: false,
   strategy: Strategy.roundRobin,
   floor: false,
+  hedge: undefined,
   listened: false,
   ops: 2048,
   callers: []
@@ -345,6 +352,33 @@ describe("KeyPool", () => {
     )
   }, 30_000)
 
+  it("A6, C5, C6: nor when two attempts of a call run side by side, whoever fails, is answered or interrupted", () => {
+    const two = FastCheck.array(
+      FastCheck.record({ concurrency: FastCheck.constantFrom(undefined, 1, 2), models: FastCheck.constant(false) }),
+      { minLength: 2, maxLength: 3 }
+    )
+    const hedged = FastCheck.record({
+      delay: FastCheck.constantFrom(1, 50, 100, 400),
+      share: FastCheck.constant(1),
+      success: FastCheck.constantFrom(0, 0.5)
+    })
+    FastCheck.assert(
+      FastCheck.property(program, two, hedged, strikes, (program, keys, hedge, strikes) => {
+        const mixed = { ...program, keys, hedge, group: false }
+        const { steps } = play(mixed, () => {})
+        play(mixed, (simulation, fibers) => {
+          for (const { caller, share } of strikes) {
+            const fiber = fibers[caller % fibers.length]
+            if (fiber !== undefined) {
+              simulation.strike(simulation.steps + Math.round(share * steps), () => simulation.interrupt(fiber))
+            }
+          }
+        })
+      }),
+      { numRuns: 60 }
+    )
+  }, 30_000)
+
   for (const [what, caller] of Object.entries(usual)) {
     it(`C5, C6: nothing is left held when ${what} is interrupted, wherever it is`, () => {
       // Streams run in a fiber of their own: only where that gives way can an interruption of the reader overtake it.
@@ -357,6 +391,38 @@ describe("KeyPool", () => {
             if (fiber !== undefined) simulation.strike(simulation.steps + step, () => simulation.interrupt(fiber))
           })
         }
+      }
+    }, 30_000)
+  }
+
+  const raced: Record<string, Caller> = {
+    "is answered by its second attempt": usually({ acts: [{ ...succeeding, wait: 400 }, succeeding] }),
+    "is answered by its first attempt after all": usually({ acts: [succeeding, { ...succeeding, wait: 400 }] }),
+    "has two attempts that are answered at once": usually({ acts: [{ ...succeeding, wait: 60 }, succeeding] }),
+    "has two attempts that fail": usually({
+      acts: [{ ...failing("ServerError"), wait: 80 }, failing("RateLimited"), succeeding]
+    }),
+    "is a stream of its second attempt": usually({
+      how: "stream",
+      pings: 1,
+      acts: [{ ...succeeding, wait: 400 }, succeeding]
+    }),
+    "has two streams that commit at once": usually({
+      how: "stream",
+      acts: [{ ...succeeding, wait: 60 }, succeeding]
+    }),
+    "has a deadline": usually({ deadline: 70, acts: [{ ...succeeding, wait: 400 }, { ...succeeding, wait: 400 }] })
+  }
+  for (const [what, caller] of Object.entries(raced)) {
+    it(`A6, C5, C6: nothing is left held when a hedged call that ${what} is interrupted, wherever it is`, () => {
+      const keys = [...plain.keys, ...plain.keys, ...plain.keys]
+      const program = { ...plain, keys, ops: 24, hedge: { delay: 50, share: 1, success: 0 }, callers: [caller] }
+      const { ended } = play(program, () => {})
+      const stride = Math.max(1, Math.floor(ended / 100))
+      for (let step = 0; step <= ended; step += stride) {
+        play(program, (simulation, [fiber]) => {
+          if (fiber !== undefined) simulation.strike(simulation.steps + step, () => simulation.interrupt(fiber))
+        })
       }
     }, 30_000)
   }

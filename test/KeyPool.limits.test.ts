@@ -1,10 +1,12 @@
 /** What a pool does about limits, on the virtual clock. */
 import { assert, describe } from "@effect/vitest"
 import * as Clock from "effect/Clock"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as TestClock from "effect/TestClock"
 import type * as AnnouncedLimit from "../src/AnnouncedLimit.js"
+import * as CallOptions from "../src/CallOptions.js"
 import * as Fault from "../src/Fault.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Outcome from "../src/Outcome.js"
@@ -111,6 +113,44 @@ describe("A1: declared limits", () => {
       assert.strictEqual((yield* keyOf(pool, "b")).closed, undefined)
     }))
 
+  test("C3: whose answer would come after its budget lets others go first, and is served when there are none", () =>
+    Effect.gen(function*() {
+      const began = yield* Clock.currentTimeMillis
+      const provider = yield* upstream(() => ok(5_000))
+      const pool = yield* KeyPool.make({
+        keys: keys("a", { a: { limits: { concurrency: 1 } } }),
+        ...plain,
+        budget: "2 minutes"
+      })
+      // Answers take 5 seconds, as is known after 20.
+      for (let i = 0; i < 20; i++) {
+        const known = yield* Effect.fork(pool.run(provider.send))
+        yield* TestClock.adjust("5 seconds")
+        yield* Fiber.join(known)
+      }
+      const run = (budget: Duration.DurationInput) =>
+        Effect.fork(
+          pool.run(provider.send).pipe(
+            Effect.zipRight(Clock.currentTimeMillis),
+            Effect.map((at) => at - began - 100_000),
+            CallOptions.withOptions({ budget })
+          )
+        )
+      const busy = yield* run("1 minute")
+      const late = yield* run("7 seconds")
+      const timely = yield* run("1 minute")
+      yield* TestClock.adjust("20 seconds")
+      assert.strictEqual(yield* Fiber.join(busy), 5_000)
+      assert.strictEqual(yield* Fiber.join(timely), 10_000)
+      assert.strictEqual((yield* Effect.flip(Fiber.join(late)))._tag, "AllKeysExhausted")
+      // With nobody behind, it is served all the same.
+      const again = yield* run("1 minute")
+      const alone = yield* run("7 seconds")
+      yield* TestClock.adjust("20 seconds")
+      assert.strictEqual(yield* Fiber.join(again), 25_000)
+      assert.strictEqual(yield* Fiber.join(alone), 30_000)
+    }))
+
   test("tokens: a large request at the head is not passed by small ones behind it", () =>
     Effect.gen(function*() {
       const provider = yield* upstream()
@@ -207,6 +247,40 @@ describe("A2: announced limits", () => {
       assert.deepStrictEqual(yield* Fiber.join(waiting), ["a", now + 9_000])
     }))
 
+  test("where more is asked for than limits let through, the key whose window ends first is used; else all in turn", () =>
+    Effect.gen(function*() {
+      const used = (perSecond: number) =>
+        Effect.gen(function*() {
+          const pool = yield* KeyPool.make({ keys: keys("abc"), ...patient })
+          const ends: Readonly<Record<string, number>> = { a: 50_000, b: 20_000, c: 40_000 }
+          const left: Record<string, number> = { a: 60, b: 60, c: 60 }
+          const began = yield* Clock.currentTimeMillis
+          const run = pool.run((lease) =>
+            Effect.map(Clock.currentTimeMillis, (now) => {
+              const { label } = lease.key
+              const remaining = (left[label] ?? 0) - 1
+              left[label] = remaining
+              lease.announced([{
+                name: "requests",
+                limit: 60,
+                remaining,
+                resetMillis: began + (ends[label] ?? 0) - now
+              }])
+              return label
+            })
+          )
+          let labels = ""
+          for (let i = 0; i < 5 * perSecond; i++) {
+            labels += yield* run
+            yield* TestClock.adjust(1_000 / perSecond)
+          }
+          return labels
+        })
+      // Once each of them has told of its limit.
+      assert.strictEqual(yield* used(5), "abc" + "b".repeat(22))
+      assert.strictEqual(yield* used(1), "abcab")
+    }))
+
   test("those that waited are served one by one as a bucket fills", () =>
     Effect.gen(function*() {
       const pool = yield* KeyPool.make({ keys: keys("a"), ...patient })
@@ -260,6 +334,26 @@ describe("A3: learned limits", () => {
       for (let i = 0; i < 5; i++) yield* Effect.fork(pool.run(() => Effect.never))
       yield* calm
       assert.strictEqual((yield* pool.snapshot).inFlight, 5)
+    }))
+
+  test("after a rate limit, and before a success, what one attempt finds out about a key is not tried by two", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream(({ label }) =>
+        label === "e" ? ok() : bad("RateLimited", { wait: "20 seconds" }, 40)
+      )
+      const pool = yield* KeyPool.make({ keys: keys("abcde"), ...patient })
+      const first = yield* Effect.fork(pool.run(provider.send))
+      yield* TestClock.adjust(45)
+      // The first is with its second key by now, whose turn it would be.
+      const second = yield* Effect.fork(pool.run(provider.send))
+      yield* TestClock.adjust(1_000)
+      yield* Fiber.join(first)
+      yield* Fiber.join(second)
+      const sent = (yield* provider.sent).map(({ label }) => label)
+      assert.strictEqual(
+        new Set(sent.filter((label) => label !== "e")).size,
+        sent.filter((label) => label !== "e").length
+      )
     }))
 
   test("F1: a told end is met exactly, also when it was told twice and nothing was accepted between", () =>

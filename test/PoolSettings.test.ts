@@ -82,6 +82,10 @@ const wrong: Readonly<Record<string, ReadonlyArray<unknown>>> = {
   ramp: noRecord,
   "ramp.step": noPause,
   "ramp.length": [Infinity, "Infinity", ...noDuration],
+  hedge: [5, "yes", null, []],
+  "hedge.delay": noPause,
+  "hedge.share": [0, 1.1, -1, Number.NaN, "1"],
+  "hedge.success": [-0.1, 1.1, Number.NaN, "1"],
   streamIdle: noDuration
 }
 
@@ -236,6 +240,19 @@ describe("defaults", () => {
     assert.strictEqual(resolved({ attemptTimeout: false }).config.attemptTimeout, undefined)
   })
 
+  it("A6: calls are not hedged; when they are, 5 of 100 and above 90 % success, after a time that is learned", () => {
+    const bounds = { share: 0.05, success: 0.9 }
+    for (const hedge of [undefined, false]) assert.strictEqual(resolved({ hedge }).hedge, undefined)
+    for (const hedge of [true, {}]) assert.deepStrictEqual(resolved({ hedge }).hedge, { delayMillis: undefined })
+    assert.deepStrictEqual(config.hedging, bounds)
+    assert.deepStrictEqual(resolved({ hedge: true }).config.hedging, bounds)
+    const times = (settings: object) => resolved({ attemptTimeout: false, ...settings }).config.times
+    assert.deepStrictEqual(
+      [times({}), times({ hedge: true }), times({ hedge: { delay: 5 } }), times({ attemptTimeout: "learned" })],
+      [false, true, false, true]
+    )
+  })
+
   it("S1: a stream may go unread for 300 s", () => assert.strictEqual(calls.streamIdleMillis, 300_000))
 
   it("what is given as undefined is left out", () => {
@@ -283,6 +300,7 @@ describe("what is set", () => {
       attribution: "per-key",
       trialTimeout: 8,
       attemptTimeout: "10 seconds",
+      hedge: { delay: "1 second", share: 0.1, success: 0.5 },
       ramp: { step: 100, length: 200 },
       streamIdle: "1 minute"
     })
@@ -310,6 +328,8 @@ describe("what is set", () => {
       tokens: { perCall: 0, perSecond: 2, burst: 1, cap: 5 },
       floorMillis: 5_000,
       attemptTimeout: 10_000,
+      times: false,
+      hedging: { share: 0.1, success: 0.5 },
       corroborates: false,
       maxWaiters: 3,
       trialMillis: 8,
@@ -323,6 +343,7 @@ describe("what is set", () => {
       maxWaitMillis: 0,
       rotations: 0,
       rateLimitRotations: 1,
+      hedge: { delayMillis: 1_000 },
       streamIdleMillis: 60_000
     })
   })

@@ -14,7 +14,9 @@ const builtIn = [
   Strategy.leastUsed,
   Strategy.sequential,
   Strategy.powerOfTwoChoices,
-  Strategy.cheapest
+  Strategy.cheapest,
+  Strategy.headroom,
+  Strategy.leastLatency
 ]
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -732,5 +734,309 @@ describe("cheapest", () => {
   it("a key that comes back waits its turn: it does not catch up", () => {
     const { index } = series(indexOf(Strategy.cheapest, [key(0), key(1)]).remove(0), 10)
     assert.strictEqual(count(series(index.insert(key(0)), 10).slots, 0), 5)
+  })
+})
+
+describe("headroom", () => {
+  const lefts = FastCheck.array(FastCheck.constantFrom(0, 0.25, 0.5, 0.75, 1), { minLength: 6, maxLength: 6 })
+  type Look = { readonly lefts: ReadonlyArray<number>; readonly step: Step }
+
+  /** Among the allowed: the most left, then the least used of late. */
+  const model = (keys: ReadonlyArray<Candidate>, allowed: (slot: number) => boolean, left: (slot: number) => number) =>
+    keys.filter(({ slot }) => allowed(slot)).sort((a, b) =>
+      left(b.slot) - left(a.slot) || a.recent - b.recent ||
+      (a.lastUsed === b.lastUsed ? a.slot - b.slot : a.lastUsed < b.lastUsed ? -1 : 1)
+    )[0]?.slot
+
+  const follow = (looks: ReadonlyArray<Look>, slots: number, leftAt: (now: number, slot: number) => number) => {
+    let index = Strategy.headroom.empty
+    const keys = new Map<number, Candidate>()
+    for (const [now, { step }] of looks.entries()) {
+      if (step.kind === "remove") {
+        keys.delete(step.slot % slots)
+        index = index.remove(step.slot % slots)
+      } else if (step.kind === "pick") {
+        const left = (slot: number) => leftAt(now, slot)
+        const picked = index.pick({ ...given({ excluded: step.excluded }), left })
+        const allowed = (slot: number) => !step.excluded.includes(slot)
+        assert.strictEqual(picked?.slot, model([...keys.values()], allowed, left))
+        index = picked?.index ?? index
+      } else {
+        const candidate = { ...step.candidate, slot: step.candidate.slot % slots }
+        if (step.kind === "insert" || keys.has(candidate.slot)) keys.set(candidate.slot, candidate)
+        index = index[step.kind](candidate)
+      }
+    }
+  }
+  const looks = FastCheck.array(FastCheck.record({ lefts, step }), { maxLength: 80, size: "max" })
+
+  it.prop("A5: of 4 keys it is always the one with the most left, however that changes; ties by recent use", [looks], ([
+    looks
+  ]) => follow(looks, 4, (now, slot) => looks[now]?.lefts[slot] ?? 1))
+
+  it.prop(
+    "A5: of more keys too, while nothing comes back",
+    [looks, lefts],
+    ([looks, lefts]) => follow(looks, 12, (now, slot) => Math.max(0, 1 - now * (lefts[slot % 6] ?? 0) / 40))
+  )
+
+  it("A5: what comes back is seen after a quarter as many picks as there are keys", () => {
+    const spent = indexOf(Strategy.headroom, Array.from({ length: 40 }, (_, slot) => key(slot)))
+    const { index } = series(spent, 40, { ...given(), left: (slot) => 0.1 + slot / 1_000 })
+    for (const back of [0, 7, 39]) {
+      const left = (slot: number) => slot === back ? 1 : 0.1
+      const { slots } = series(index, 10, { ...given(), left })
+      assert.strictEqual(slots.at(-1), back)
+    }
+  })
+
+  it("A5: a pick looks at few keys, however many there are", () => {
+    const many = indexOf(Strategy.headroom, Array.from({ length: 10_000 }, (_, slot) => key(slot)))
+    let asked = 0
+    pickFrom(many, { ...given(), left: () => 1 / ++asked })
+    assert.isAtMost(asked, 12)
+  })
+})
+
+describe("leastLatency", () => {
+  const slots = 5
+  type Move =
+    | { readonly kind: "join" | "gate" | "open" | "start"; readonly slot: number; readonly after: number }
+    | { readonly kind: "pick"; readonly excluded: ReadonlyArray<number>; readonly after: number }
+    | {
+      readonly kind: "end"
+      readonly slot: number
+      readonly after: number
+      readonly millis: number | undefined
+      readonly answered: boolean
+      readonly of: string
+    }
+  const after = FastCheck.constantFrom(0, 0, 10, 300, 2_000, 25_000)
+  const which = FastCheck.nat(slots - 1)
+  const move: FastCheck.Arbitrary<Move> = FastCheck.oneof(
+    {
+      weight: 2,
+      arbitrary: FastCheck.record({
+        kind: FastCheck.constantFrom("join" as const, "gate" as const, "open" as const),
+        slot: which,
+        after
+      })
+    },
+    { weight: 4, arbitrary: FastCheck.record({ kind: FastCheck.constant("start" as const), slot: which, after }) },
+    {
+      weight: 4,
+      arbitrary: FastCheck.record({
+        kind: FastCheck.constant("end" as const),
+        slot: which,
+        after,
+        millis: FastCheck.option(FastCheck.constantFrom(0, 50, 100, 900, 8_000), { nil: undefined }),
+        answered: FastCheck.boolean(),
+        of: FastCheck.constantFrom("small", "large")
+      })
+    },
+    {
+      weight: 4,
+      arbitrary: FastCheck.record({
+        kind: FastCheck.constant("pick" as const),
+        excluded: FastCheck.array(which, { maxLength: 2 }),
+        after
+      })
+    }
+  )
+  const moves = FastCheck.array(move, { maxLength: 100, size: "max" })
+
+  interface Known {
+    id: string
+    open: boolean
+    inFlight: number
+    lastUsed: number
+    cost: number | undefined
+    at: number
+  }
+
+  it.prop("A5: agrees with a walk over all keys", [moves], ([moves]) => {
+    let index = Strategy.leastLatency.empty
+    let now = 0
+    let joined = 0
+    const keys = new Map<number, Known>()
+    const usual = new Map<string, number>()
+    const decay = (millis: number) => 2 ** (-millis / 10_000)
+    const cost = ({ at, cost, inFlight }: Known) => inFlight > 0 ? cost ?? 0 : (cost ?? 0) * decay(now - at)
+    const told = (slot: number, { id, inFlight, lastUsed }: Known) => key(slot, { id, inFlight, lastUsed })
+    for (const move of moves) {
+      now += move.after
+      if (move.kind === "pick") {
+        const allowed = [...keys].filter(([slot, { open }]) => open && !move.excluded.includes(slot))
+        const known = allowed.filter(([, key]) => key.cost !== undefined)
+        const untold = allowed.filter(([, key]) => key.cost === undefined)
+        const picked = index.pick(given({ excluded: move.excluded, now }))
+        const chosen = picked === undefined ? undefined : keys.get(picked.slot)
+        assert.strictEqual(picked === undefined, allowed.length === 0)
+        index = picked?.index ?? index
+        if (chosen === undefined || picked === undefined) continue
+        assert.include(allowed.map(([slot]) => slot), picked.slot)
+        const fewest = Math.min(...untold.map(([, key]) => key.inFlight))
+        const first = untold.filter(([, key]) => key.inFlight === fewest)
+          .sort(([i, a], [j, b]) => a.lastUsed === b.lastUsed ? i - j : a.lastUsed < b.lastUsed ? -1 : 1)[0]
+        if (known.length === 0 || first?.[1].lastUsed === -Infinity) {
+          assert.strictEqual(picked.slot, first?.[0])
+          continue
+        }
+        const load = (key: Known) => cost(key) * (key.inFlight + 1)
+        const least = Math.min(...known.map(([, key]) => load(key)))
+        if (chosen.cost !== undefined) assert.isAtMost(load(chosen), least * (1 + 1e-9))
+        // One that has not answered yet counts as good as the best that is idle or the least loaded one.
+        if (first !== undefined) {
+          const winners = [
+            known.filter(([, key]) => key.inFlight === 0).sort(([, a], [, b]) => load(a) - load(b))[0],
+            known.filter(([, key]) => key.inFlight > 0).sort(([, a], [, b]) => load(a) - load(b))[0]
+          ].flatMap((entry) => entry === undefined ? [] : [cost(entry[1])])
+          const asBest = (first[1].inFlight + 1) * Math.min(...winners)
+          if (chosen.cost === undefined) assert.isAtMost(asBest, least * (1 + 1e-9))
+          else if (winners.length === 1) assert.isAtLeast(asBest, least * (1 - 1e-9))
+        }
+        continue
+      }
+      const known = keys.get(move.slot)
+      if (move.kind === "join") {
+        const fresh: Known = {
+          id: `id-${++joined}`,
+          open: true,
+          inFlight: 0,
+          lastUsed: -Infinity,
+          cost: undefined,
+          at: -Infinity
+        }
+        if (known?.open === true) index = index.remove(move.slot)
+        keys.set(move.slot, fresh)
+        index = index.insert(told(move.slot, fresh))
+      } else if (known === undefined) continue
+      else if (move.kind === "gate") {
+        known.open = false
+        index = index.remove(move.slot)
+      } else if (move.kind === "open") {
+        known.open = true
+        index = index.insert(told(move.slot, known))
+      } else if (move.kind === "start") {
+        if (!known.open) continue
+        if (known.inFlight === 0 && known.cost !== undefined) {
+          known.cost = cost(known)
+          known.at = now
+        }
+        known.inFlight++
+        known.lastUsed = now
+        index = index.update(told(move.slot, known))
+      } else if (move.kind === "end" && known.inFlight > 0 && known.open) {
+        const { answered, millis, of } = move
+        const before = usual.get(of)
+        const took = millis === undefined || (before === undefined && !answered)
+          ? undefined
+          : millis / (before ?? Math.max(1, millis))
+        if (took !== undefined) {
+          if (answered) {
+            known.cost = known.cost === undefined || took >= known.cost
+              ? took
+              : took + (known.cost - took) * decay(now - known.at)
+          } else if (known.cost !== undefined) known.cost = Math.max(known.cost, took)
+          else if (took > 1) known.cost = took
+        }
+        known.at = now
+        if (answered && millis !== undefined) {
+          usual.set(of, Math.max(1, before === undefined ? millis : before + (millis - before) / 32))
+        }
+        const [observe, id] = [index.observe, known.id]
+        assert(observe !== undefined)
+        index = index.observe?.({ slot: move.slot, id, millis, answered, kind: of, now }) ?? index
+        known.inFlight--
+        index = index.update(told(move.slot, known))
+      }
+      assert.strictEqual(index.size, [...keys.values()].filter(({ open }) => open).length)
+    }
+  })
+
+  /** A key that answers in so long, so often, one attempt after the other. */
+  const answering = (index: Index, slot: number, millis: number, now: number): Index => {
+    const busy = index.update(key(slot, { inFlight: 1, lastUsed: now - millis }))
+    const seen = busy.observe?.({ slot, id: `id-${slot}`, millis, answered: true, kind: "any", now }) ?? busy
+    return seen.update(key(slot, { lastUsed: now - millis }))
+  }
+
+  it("A5: a slow answer counts at once; a slow key is tried again when it has been idle for long", () => {
+    let index = indexOf(Strategy.leastLatency, [key(0), key(1)])
+    index = answering(answering(index, 0, 100, 1_000), 1, 100, 1_001)
+    index = answering(index, 0, 1_000, 3_000)
+    let tried = 0
+    for (let now = 3_000; now < 100_000; now += 1_000) {
+      const { slot } = pickFrom(index, given({ now }))
+      if (slot === 0) {
+        tried = now
+        break
+      }
+      index = answering(index, 1, 100, now + 100)
+    }
+    // Ten times as slow: some 3 half-lives.
+    assert.isTrue(tried > 33_000 && tried < 42_000, String(tried))
+  })
+
+  it("A5: one slow answer counts in full: the quick key gets ten times as many at once", () => {
+    let index = indexOf(Strategy.leastLatency, [key(0), key(1)])
+    for (let now = 1_000; now < 3_000; now += 100) index = answering(answering(index, 0, 100, now), 1, 100, now)
+    index = answering(index, 0, 1_000, 3_000)
+    const inFlight = [0, 0]
+    for (let slot = 1; slot === 1; slot = pickFrom(index, given({ now: 3_000 })).slot) {
+      inFlight[slot] = (inFlight[slot] ?? 0) + 1
+      index = index.update(key(slot, { inFlight: inFlight[slot] ?? 0, lastUsed: 3_000 }))
+    }
+    assert.isTrue((inFlight[1] ?? 0) >= 9 && (inFlight[1] ?? 0) <= 11, String(inFlight))
+  })
+
+  it("A5: attempts in flight count, so that a key that is twice as quick gets twice as many", () => {
+    let index = indexOf(Strategy.leastLatency, [key(0), key(1)])
+    index = answering(answering(index, 0, 100, 1_000), 1, 200, 1_000)
+    const inFlight = [0, 0]
+    for (let n = 0; n < 30; n++) {
+      const { slot } = pickFrom(index, given({ now: 1_000 }))
+      inFlight[slot] = (inFlight[slot] ?? 0) + 1
+      index = index.update(key(slot, { inFlight: inFlight[slot] ?? 0, lastUsed: 1_000 }))
+    }
+    assert.deepStrictEqual(inFlight, [20, 10])
+  })
+
+  it("A5: a newcomer is asked once, and gets no more than its share until it has answered", () => {
+    let index = indexOf(Strategy.leastLatency, [key(0), key(1)])
+    for (const slot of [0, 1]) index = answering(index, slot, 100, 1_000)
+    index = index.insert(key(2))
+    const inFlight = [0, 0, 0]
+    for (let n = 0; n < 30; n++) {
+      const { slot } = pickFrom(index, given({ now: 1_000 }))
+      if (n === 0) assert.strictEqual(slot, 2)
+      inFlight[slot] = (inFlight[slot] ?? 0) + 1
+      index = index.update(key(slot, { inFlight: inFlight[slot] ?? 0, lastUsed: 1_000 + n }))
+    }
+    for (const count of inFlight) assert.isTrue(count >= 9 && count <= 11, String(inFlight))
+  })
+
+  it("A5: a key that is asked for what takes long is not slow for that", () => {
+    let index = indexOf(Strategy.leastLatency, [key(0), key(1)])
+    const seen = (slot: number, kind: string, millis: number, now: number) => {
+      index = index.observe?.({ slot, id: `id-${slot}`, millis, answered: true, kind, now }) ?? index
+    }
+    for (let now = 0; now < 100; now++) {
+      seen(0, "long", 20_000, now)
+      seen(1, "short", 200, now)
+    }
+    seen(1, "short", 300, 100)
+    assert.strictEqual(pickFrom(index, given({ now: 100 })).slot, 0)
+  })
+
+  it("A5: an attempt that was not answered is taken to last at least as long as it did; one that failed at once is not quick", () => {
+    let index = indexOf(Strategy.leastLatency, [key(0), key(1)])
+    for (const slot of [0, 1]) index = answering(index, slot, 100, 1_000)
+    const ended = (slot: number, millis: number) => {
+      const next = index.observe?.({ slot, id: `id-${slot}`, millis, answered: false, kind: "any", now: 1_000 })
+      return pickFrom(next ?? index, given({ now: 1_000 })).slot
+    }
+    assert.deepStrictEqual([ended(0, 30_000), ended(1, 30_000)], [1, 0])
+    assert.strictEqual(ended(0, 1), ended(1, 1))
   })
 })

@@ -20,11 +20,15 @@ interface Trouble {
   readonly first: FakeProvider.Behaviour
   readonly call: "ask" | "stream"
   /** Whether the caller breaks off: when the request has arrived, or when something of the answer has. */
-  readonly abort?: "before" | "middle"
+  readonly abort?: "before" | "middle" | "both"
   /** Whether whoever can set one has a timeout or a deadline, in milliseconds. */
   readonly timeout?: number
   /** The pool's attempt timeout, in milliseconds. */
   readonly attemptTimeout?: number
+  /** After how many milliseconds a second attempt runs beside the first. */
+  readonly hedge?: number
+  /** Which ways in never get there. */
+  readonly skip?: (way: WayIn) => boolean
   /** What the caller gets, by the kind of way in. */
   readonly got: (way: WayIn) => string
   /** Faults of the first key: their kind, and whether they came late. */
@@ -83,6 +87,62 @@ const troubles: Readonly<Record<string, Trouble>> = {
     got: always("an end"),
     learned: always(["Timeout"]),
     counted: always([0, 1, 0]),
+    asked: always("ab")
+  },
+  "A6: a key that hangs, and a second attempt beside it": {
+    first: { hang: true },
+    call: "ask",
+    hedge: 100,
+    got: always("an end"),
+    learned: always([]),
+    counted: always([0, 0, 1]),
+    asked: always("ab")
+  },
+  "A6: a key that hangs, asked for a stream, and a second attempt beside it": {
+    first: { hang: true },
+    call: "stream",
+    hedge: 100,
+    got: always("an end"),
+    learned: always([]),
+    counted: always([0, 0, 1]),
+    asked: always("ab")
+  },
+  "A6: a stream whose content does not come, and a second attempt beside it": {
+    first: { stallAfter: 0 },
+    call: "stream",
+    hedge: 100,
+    // The caller's already, with its first event, and it stays silent.
+    skip: isPlain,
+    got: always("an end"),
+    learned: always([]),
+    counted: always([0, 0, 1]),
+    asked: always("ab")
+  },
+  "A6: a caller that leaves while two attempts run": {
+    first: { hang: true },
+    call: "ask",
+    hedge: 50,
+    abort: "both",
+    got: always("an interruption"),
+    learned: always([]),
+    counted: always([0, 0, 1]),
+    asked: always("ab")
+  },
+  "A6: a client that waits no longer while two attempts run: the first is to blame": {
+    first: { hang: true },
+    call: "ask",
+    hedge: 100,
+    timeout: 500,
+    got: by({
+      effect: "ProviderError Timeout",
+      http: "RequestError Transport (DeadlineExceeded)",
+      openai: "APIConnectionTimeoutError",
+      anthropic: "APIConnectionTimeoutError",
+      gemini: "AbortError",
+      fetch: "a timeout of its own"
+    }),
+    learned: ({ kind }) => kind === "http" ? [] : ["Timeout"],
+    counted: ({ kind }) => kind === "http" ? [0, 0, 1] : [0, 1, 0],
     asked: always("ab")
   },
   "C3: a stream that goes on for longer than that after its first content is not touched by an attempt timeout": {
@@ -202,9 +262,13 @@ for (const way of waysIn) {
     for (const [name, trouble] of Object.entries(troubles)) {
       // A `fetch` has no timeout but its caller's signal.
       if (trouble.timeout !== undefined && way.name.endsWith("its fetch")) continue
+      if (trouble.skip?.(way) === true) continue
       live(name, () =>
         Effect.gen(function*() {
-          const fake = yield* way.fake({ keys: { [a]: trouble.first, [b]: {} } })
+          const second = trouble.abort === "both" || (trouble.hedge !== undefined && trouble.timeout !== undefined)
+            ? trouble.first
+            : {}
+          const fake = yield* way.fake({ keys: { [a]: trouble.first, [b]: second } })
           const supervisor = yield* Supervisor.track
           const events = yield* watched
           const running = Effect.map(supervisor.value, (fibers) => fibers.length)
@@ -218,7 +282,8 @@ for (const way of waysIn) {
                 floor: false,
                 cooldowns: { jitter: 0 },
                 attemptTimeout: trouble.attemptTimeout,
-                ...(trouble.asked(way) === "a" ? once : { retryTokens: false })
+                hedge: trouble.hedge === undefined ? false : { delay: trouble.hedge, share: 1 },
+                ...(trouble.asked(way) === "a" || trouble.timeout !== undefined ? once : { retryTokens: false })
               },
               ...(trouble.timeout === undefined ? {} : { timeout: trouble.timeout })
             }),
@@ -231,7 +296,7 @@ for (const way of waysIn) {
             : CallOptions.withOptions(call, { deadline: trouble.timeout })
           const fiber = yield* Effect.fork(Effect.supervised(timed, supervisor))
           if (trouble.abort !== undefined) {
-            yield* fake.waitForRequests(1)
+            yield* fake.waitForRequests(trouble.abort === "both" ? 2 : 1)
             if (trouble.abort === "middle") yield* until(Effect.sync(() => seen.length > 0))
             yield* Fiber.interrupt(fiber)
           }

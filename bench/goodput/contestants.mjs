@@ -84,7 +84,13 @@ const declaredOf = (scenario, key) => {
   }))
 }
 
-/** The pool, with the settings that it has by itself, under the SDK's real client. */
+/** Settings that some modes try beside those that a pool has by itself. */
+const settingsOf = (mode = "") => ({
+  ...(mode.startsWith("least-latency") ? { strategy: "least-latency" } : {}),
+  ...(mode.endsWith("hedged") ? { hedge: true } : {})
+})
+
+/** The pool, with the settings that it has by itself unless its mode says more, under the SDK's real client. */
 export const pool = async ({ dialect, fetch, mode, scenario, secrets, seed }) => {
   const keys = scenario.keys.map((key, i) => ({
     secret: secrets[i],
@@ -92,7 +98,8 @@ export const pool = async ({ dialect, fetch, mode, scenario, secrets, seed }) =>
     ...(scenario.tellGroups === true ? { quotaGroup: key.group } : {}),
     ...(mode === "declared" ? { limits: declaredOf(scenario, key) } : {})
   }))
-  const settings = { keys, fetch, baseUrl: dialect === "anthropic" ? "https://provider.test" : address }
+  const baseUrl = dialect === "anthropic" ? "https://provider.test" : address
+  const settings = { keys, fetch, baseUrl, ...settingsOf(mode) }
   const scope = Effect.runSync(Scope.make())
   const build = Effect.gen(function*() {
     const context = yield* Layer.build(KeyPool.layerDefaults)

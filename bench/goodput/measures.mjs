@@ -72,7 +72,8 @@ const busiestSlice = (instants) => {
  */
 export const barsOf = (scenario, mode, row, { naive, oracle, sdk }) => {
   const limits = scenario.keys.length * scenario.limits.length
-  const learned = scenario.learned ?? (mode === "nothing" ? limits : 0)
+  const knows = mode === "declared" || mode.startsWith("announced")
+  const learned = scenario.learned ?? (knows ? 0 : limits)
   const allowed = 0.02 * row.offered + learned + 4 * (scenario.faulty ?? 0) +
     (scenario.unavoidable ?? 0) * row.offered
   const bars = {
@@ -80,7 +81,7 @@ export const barsOf = (scenario, mode, row, { naive, oracle, sdk }) => {
     "answered ≥ naive and SDK": row.answered >= Math.max(naive?.answered ?? 0, sdk?.answered ?? 0) - 1e-9,
     [`wasted ≤ ${Math.floor(allowed)} calls`]: row.wasted <= allowed
   }
-  if (mode !== "nothing" && oracle.p99 !== undefined) {
+  if (knows && oracle.p99 !== undefined) {
     bars["p99 ≤ 1.15 × the oracle's"] = row.p99 !== undefined && row.p99 <= 1.15 * oracle.p99
   }
   if (oracle.answered === 0) bars["errors at once"] = row.errorAfter !== undefined && row.errorAfter <= 100

@@ -1,7 +1,8 @@
 /**
  * The scenarios. Times in seconds unless said otherwise; `rate` is what is offered, per minute. A scenario names in
  * which states of knowledge the pool is tried: `nothing` known, limits `declared` on its keys, limits `announced` in
- * headers, as OpenAI writes them or (`announced-anthropic`) as Anthropic does.
+ * headers, as OpenAI writes them or (`announced-anthropic`) as Anthropic does. Further modes are settings of the pool, with
+ * nothing known: `least-latency` and `hedged`.
  */
 import { exponential, lognormal, seeded } from "./seeded.mjs"
 
@@ -60,6 +61,12 @@ export const scenarios = [
   define("over95", "95 %", { rate: 570, modes: known }),
   define("over120", "120 %", { rate: 720, seconds: 240, modes: [...known, "announced-anthropic"] }),
   define("over150", "150 %", { rate: 900, seconds: 180, modes: known }),
+  define("small", "as over120, with a tenth of the limits, for longer", {
+    seconds: 480,
+    rate: 72,
+    limits: [{ ...window120, limit: 12 }],
+    modes: known
+  }),
   define("bursty80", "token buckets of burst 20; 80 % on average, in bursts of 2.5 times that", {
     seconds: 180,
     rate: 480,
@@ -170,6 +177,17 @@ export const scenarios = [
   }),
   define("slow", "one key takes eight times as long", {
     keys: five.map((key, i) => (i === 1 ? { ...key, slow: 8 } : key))
+  }),
+  define("slow-key", "one key takes ten times as long; the pool as it is, and with a strategy that goes by latency", {
+    keys: five.map((key, i) => (i === 1 ? { ...key, slow: 10 } : key)),
+    limits: [roomy],
+    modes: ["nothing", "least-latency", "least-latency-hedged"]
+  }),
+  define("stragglers", "2 of 100 attempts take ten times as long, whichever the key; the pool as it is, and hedged", {
+    seconds: 240,
+    stragglers: { share: 0.02, times: 10 },
+    limits: [roomy],
+    modes: ["nothing", "hedged"]
   }),
   define("flapping", "one key answers 500 for 5 s of every 10 s", {
     faults: [aKey("500", 10, 110, { every: 5 })],

@@ -58,6 +58,12 @@ export const makeRules = (scenario, seed, start, knowsPhases = true) => {
     return Math.min(fault.to, fault.from + (Math.floor((now - fault.from) / period) + 1) * period)
   }
 
+  /** How many times as long a call takes with a key: the dice of each pair of them. */
+  const straggling = (key, call) => {
+    const { share = 0, times = 1 } = scenario.stragglers ?? {}
+    return share > 0 && seeded(`${seed} straggler ${call.id} ${key}`)() < share ? times : 1
+  }
+
   const costOf = (limiter, call, settled) =>
     limiter.spec.of === "tokens" ? call.input + (settled ? call.output : call.maxTokens) : 1
 
@@ -72,7 +78,7 @@ export const makeRules = (scenario, seed, start, knowsPhases = true) => {
         fault.share !== undefined && inFault(fault, key, call.model, now) &&
         seeded(`${seed} dice ${call.id} ${attempt}`)() < fault.share
       ),
-    serviceOf: (key, call) => call.service * (scenario.keys[key].slow ?? 1),
+    serviceOf: (key, call) => call.service * (scenario.keys[key].slow ?? 1) * straggling(key, call),
     fits: (key, call, now) =>
       limitersOf(key, call.model).every((limiter) => limiter.fits(now, costOf(limiter, call, false))),
     take: (key, call, now) => {

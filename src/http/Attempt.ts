@@ -132,6 +132,14 @@ export const outcomeOf = (result: Answer | NoAnswer): Outcome.Outcome =>
     : Outcome.success
 
 /**
+ * Ends an answer that nobody gets: what is left of its body is not read.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const discard = ({ response }: Answer): Effect.Effect<void> => cancelled(response)
+
+/**
  * Makes one attempt.
  *
  * @since 0.1.0
@@ -226,7 +234,7 @@ const send = (
         if (next === undefined || redirects === 0) {
           return Effect.succeed(withAddress(response, Object.keys(query)))
         }
-        return Effect.zipRight(discard(response), Effect.suspend(() => go(next, redirects - 1)))
+        return Effect.zipRight(cancelled(response), Effect.suspend(() => go(next, redirects - 1)))
       }
     )
   return go({ url, init, headers }, 5)
@@ -341,7 +349,7 @@ const answered = (
     Effect.zipRight(
       // Headers may tell enough.
       learn?.("") ?? Effect.void,
-      plain(environment, request, lease, secret, response, controller, json ? learn : undefined, begun)
+      plain(environment, request, lease, secret, response, controller, json ? learn : undefined, begun, json)
     )
   if (json && (request.facts.streaming || environment.provider.dialect.okBody === "peek")) {
     const begun = Effect.tryPromise({
@@ -363,7 +371,7 @@ const answered = (
   return handedOn()
 }
 
-/** An answer that belongs to the caller from its headers on. Its lease has ended when its body is read. */
+/** An answer that belongs to the caller from its headers on. Its lease has ended when its body is read, or ends then. */
 const plain = (
   environment: Environment,
   request: PooledRequest,
@@ -372,39 +380,56 @@ const plain = (
   response: Response,
   controller: AbortController,
   learn: Learning | undefined,
-  begun: PlainBody.Begun | undefined
+  begun: PlainBody.Begun | undefined,
+  json: boolean
 ): Effect.Effect<Answer> =>
-  Effect.sync(() => {
+  Effect.suspend(() => {
     const { fork, onCollected, onLate, onOpened } = environment
-    let uncollect = () => {}
-    let close = () => {}
-    const headers = Scrub.values(secret)(response.headers)
-    const unlink = link(request, (reason) => controller.abort(reason))
-    const ended = () => {
-      unlink()
-      uncollect()
-      close()
-    }
-    const body = PlainBody.watched(response, secret, {
-      broken: (fault, error) => {
-        if (controller.signal.aborted) return
-        onLate(fault, headers, error)
-        fork(lease.commit(Outcome.fault(fault)))
-      },
-      ended,
-      heard: learn === undefined ? undefined : (text) => {
-        const learnt = learn(text)
-        if (learnt !== undefined) fork(learnt)
+    /** Where tokens are counted, the lease ends with the body, which tells how many they were: so `holds`. */
+    const handedOn = (holds: boolean, unwatch: () => void): Answer => {
+      let uncollect = () => {}
+      let close = () => {}
+      const headers = Scrub.values(secret)(response.headers)
+      const unlink = link(request, (reason) => {
+        controller.abort(reason)
+        if (holds) fork(lease.end)
+      })
+      const ended = () => {
+        unlink()
+        uncollect()
+        close()
+        unwatch()
+        if (holds) fork(lease.end)
       }
-    }, begun)
-    const answer = withBody(response, headers, body, secret)
-    if (body === null) unlink()
-    else {
-      // Neither of these may hold the body, or it would never be collected.
-      uncollect = onCollected(body, ended)
-      close = onOpened("body", (reason) => controller.abort(reason))
+      const body = PlainBody.watched(response, secret, {
+        broken: (fault, error) => {
+          if (controller.signal.aborted) return
+          onLate(fault, headers, error)
+          fork(lease.commit(Outcome.fault(fault)))
+        },
+        ended,
+        heard: learn === undefined && !holds ? undefined : (text) => {
+          const usage = holds && Usage.mentions(text) ? Usage.read(text) : undefined
+          if (usage !== undefined) lease.used(usage)
+          const learnt = learn?.(text)
+          if (learnt !== undefined) fork(learnt)
+        }
+      }, begun)
+      const answer = withBody(response, headers, body, secret)
+      if (body === null) unlink()
+      else {
+        // Neither of these may hold the body, or it would never be collected.
+        uncollect = onCollected(body, ended)
+        close = onOpened("body", (reason) => controller.abort(reason))
+      }
+      return { response: answer, fault: undefined, holds }
     }
-    return { response: answer, fault: undefined, holds: false }
+    const metered = json && response.body !== null ? lease.metered : undefined
+    if (metered === undefined) return Effect.succeed(handedOn(false, () => {}))
+    return Effect.zipWith(metered, Effect.clock, (holds, clock) => {
+      const arrivedAt = MonotonicTime.nowOf(clock)
+      return handedOn(holds, holds ? fork(lease.endWhenIdle(() => arrivedAt)) : () => {})
+    })
   })
 
 /** Remembers, by the key of the attempt, what an answer tells of stored resources; `undefined` if it tells nothing. */
@@ -619,7 +644,7 @@ export const madeOf = (
   return usual ? made : Object.defineProperty(made, "status", { value: status })
 }
 
-const discard = (response: Response): Effect.Effect<void> =>
+const cancelled = (response: Response): Effect.Effect<void> =>
   Effect.promise(() => response.body?.cancel().catch(() => undefined) ?? Promise.resolve())
 
 const joined = (chunks: ReadonlyArray<Uint8Array>): Uint8Array => {

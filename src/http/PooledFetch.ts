@@ -198,19 +198,23 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
         storing: stored?.storing === true,
         signal,
         holdMillis: announced === undefined ? undefined : Math.max(100, announced.from / 4),
-        expire,
         outlived: () => MutableRef.get(outlived)
       }
       const repeatable = !facts.creating || headers.has("idempotency-key")
       const call = Effect.flatMap(CallOptions, (given) =>
         pool.run((leased) => {
           const now = performance.now()
-          MutableRef.set(begunAt, now)
-          const attempt = Attempt.attempt(env, once, leased)
+          const own = MutableRef.make(() => {})
+          // What runs beside another attempt began later: the client's timer is about the first.
+          if (!leased.hedge) {
+            MutableRef.set(begunAt, now)
+            MutableRef.set(expire, () => MutableRef.get(own)())
+          }
+          const attempt = Attempt.attempt(env, { ...once, expire: own }, leased)
           // The client's timer ends too early for an attempt that began later than the call.
-          return announced === undefined || now - startedAt <= timeoutSlack
+          return announced === undefined || (!leased.hedge && now - startedAt <= timeoutSlack)
             ? attempt
-            : expiring(attempt, expire, announced.to)
+            : expiring(attempt, own, announced.to)
         }, {
           model: facts.model,
           streaming: facts.streaming,
@@ -221,6 +225,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           operation: operationOf(shape, options.baseUrl()),
           replayable: request.reusable ? given.replayable ?? repeatable : "never",
           hold: (answer) => answer.holds,
+          discard: Attempt.discard,
           trail,
           classify: (exit) =>
             Exit.isSuccess(exit)

@@ -232,6 +232,7 @@ const call = (
         resources: stored?.resources,
         replayable: isReusable(request.body) ? given.replayable ?? repeatable : "never",
         hold: ({ holds }) => holds,
+        discard: Attempt.discard,
         classify: (exit) => {
           if (Exit.isSuccess(exit)) return Attempt.outcomeOf(exit.value)
           const failed = Option.getOrUndefined(Cause.failureOption(exit.cause))

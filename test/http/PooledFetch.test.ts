@@ -67,6 +67,32 @@ describe("how it may be called", () => {
       }
     }))
 
+  live(
+    "A1: where limits count tokens, the lease ends with the body, which tells how many they were",
+    () =>
+      Effect.gen(function*() {
+        const answer = { usage: { prompt_tokens: 5, completion_tokens: 7, total_tokens: 12 } }
+        const { fetch, pool } = yield* pooled(
+          [() => Response.json(answer), () => Response.json(answer)],
+          { keys: [{ secret: "sk-one-0000000", limits: { tokensPerMinute: 1_000 } }] }
+        )
+        const left = Effect.map(pool.snapshot, ({ inFlight, keys }) => [inFlight, keys[0]?.limits[0]?.remaining])
+        const ask = (more: object) =>
+          get(fetch, `${base}/chat/completions`, { method: "POST", body: JSON.stringify({ model: "m", ...more }) })
+        const response = yield* ask({ max_tokens: 500 })
+        const [inFlight, remaining = 0] = yield* left
+        assert.strictEqual(inFlight, 1)
+        assert.isAtMost(remaining, 500)
+        assert.deepStrictEqual(yield* Effect.promise(() => response.json()), answer)
+        yield* Effect.sleep(1).pipe(Effect.zipRight(left), Effect.repeat({ until: ([inFlight]) => inFlight === 0 }))
+        assert.deepStrictEqual(yield* left, [0, 988])
+        // Nobody need read it.
+        const unread = yield* ask({ max_tokens: 500 })
+        yield* Effect.promise(() => unread.body?.cancel() ?? Promise.resolve())
+        yield* Effect.sleep(1).pipe(Effect.zipRight(left), Effect.repeat({ until: ([inFlight]) => inFlight === 0 }))
+      })
+  )
+
   live("the body of a Request is copied for each attempt", () =>
     Effect.gen(function*() {
       const { fetch, sent } = yield* pooled([refused(500), refused(500)])

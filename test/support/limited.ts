@@ -50,8 +50,11 @@ export const slidingWindow = (perMinute: number): Provider => {
   }
 }
 
-/** A bucket that fills at so many per minute. `penal`: refusals take from it too, down to minus its size. */
-export const bucket = (perMinute: number, burst: number, penal = false): Provider => {
+/**
+ * A bucket that fills at so many per minute. `penal`: refusals take from it too, down to minus its size; `forgetful`: and
+ * the wait that is told does not know of that.
+ */
+export const bucket = (perMinute: number, burst: number, penal: boolean | "forgetful" = false): Provider => {
   const rate = perMinute / 60_000
   let level = burst
   let at = 0
@@ -59,11 +62,12 @@ export const bucket = (perMinute: number, burst: number, penal = false): Provide
     level = Math.min(burst, level + (now - at) * rate)
     at = now
     const ok = level >= 1
+    const waitMillis = Math.max(0, (1 - level) / rate)
     if (ok) level -= 1
-    else if (penal) level = Math.max(-burst, level - 1)
+    else if (penal !== false) level = Math.max(-burst, level - 1)
     return {
       ok,
-      waitMillis: Math.max(0, (1 - level) / rate),
+      waitMillis: penal === "forgetful" ? waitMillis : Math.max(0, (1 - level) / rate),
       limit: burst,
       remaining: Math.max(0, Math.floor(level)),
       resetMillis: (burst - level) / rate
@@ -109,6 +113,7 @@ export const simulate = ({ announces, limits, perMinute, providers, seconds, see
   let wake = Infinity
   let inTime = 0
   let refused = 0
+  const usual = 60_000 * providers.length / perMinute
   const opens = (key: typeof keys[number], now: number): number => {
     const until = RateLimit.gate(key.limits, undefined, now)?.until ?? now
     return Math.max(until, key.bench, now)
@@ -148,7 +153,7 @@ export const simulate = ({ announces, limits, perMinute, providers, seconds, see
       } else {
         refused++
         const wait = tells === "millis" ? Math.ceil(answer.waitMillis) : Math.ceil(answer.waitMillis / 1000) * 1000
-        key.limits = RateLimit.refused(key.limits, reservation.leased, wait, now)
+        key.limits = RateLimit.refused(key.limits, reservation.leased, wait, now, usual)
         key.bench = Math.max(key.bench, now + wait + 20)
         queue.unshift(arrived)
       }

@@ -49,6 +49,8 @@ export const baseConfig: PoolState.Config = {
   tokens: { perCall: 0.2, perSecond: 1, burst: 10, cap: 100 },
   floorMillis: 1000,
   attemptTimeout: undefined,
+  times: false,
+  hedging: { share: 0.05, success: 0.9 },
   corroborates: true,
   maxWaiters: 5,
   trialMillis: 3500,
