@@ -354,7 +354,8 @@ end
 if gate then return { 'no', gate, index, math.ceil(wait), free } end
 for _, l in ipairs(ticket.l) do redis.call('HINCRBY', held, 'h|' .. l.k, text(l.a)) end
 for _, c in ipairs(ticket.c) do redis.call('HINCRBY', held, 'c|' .. c.o, 1) end
-for i, p in ipairs(ticket.p) do redis.call('SET', KEYS[5 + #ticket.l + i], ticket.t, 'PX', text(p.w), 'NX') end
+-- In its last millisecond a probe has nothing left, but is still there: it is over, and is replaced.
+for i, p in ipairs(ticket.p) do redis.call('SET', KEYS[5 + #ticket.l + i], ticket.t, 'PX', text(p.w)) end
 redis.call('HSET', held, 't|' .. ticket.t, ARGV[4])
 if redis.call('PTTL', held) < 0 then redis.call('PEXPIRE', held, ARGV[3]) end
 return { 'yes' }
