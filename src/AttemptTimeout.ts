@@ -63,7 +63,11 @@ export const sweep = <A extends Running>(
       continue
     }
     const usual = lease.timed === undefined ? undefined : Latency.quantile(latency, lease.timed, 0.99)
-    if (usual === undefined) continue
+    // Those in flight may teach it: then it counts for what began with them as well.
+    if (usual === undefined) {
+      if (lease.timed !== undefined) nextAt = Math.min(nextAt, now + quietMillis)
+      continue
+    }
     const limitMillis = Math.max(quietMillis, 2 * usual)
     if (due(lease.startedAt + limitMillis)) quiet.push({ running, limitMillis })
     if (abortable && due(lease.startedAt + Math.max(abortMillis, 5 * usual) * 2 ** aborted)) overdue.push(running)
