@@ -82,7 +82,9 @@ export const learn = (
   now: number
 ): AnnouncedLimit | undefined => {
   const unit = unitOf(said.name)
-  const { limit, remaining, resetMillis } = said
+  const limit = usable(said.limit)
+  const remaining = usable(said.remaining)
+  const resetMillis = usable(said.resetMillis)
   // Without a reset nobody would know when it opens again.
   if (unit === undefined || remaining === undefined || resetMillis === undefined) return before
   const most = mostOf(before?.most, remaining, unit)
@@ -114,6 +116,10 @@ export const learn = (
   if (remaining > before.remaining) return known
   return { ...known, votes: Math.max(-8, Math.min(8, next.votes + vote(before, next))) }
 }
+
+/** What is no amount says nothing: with it nobody would know when the limit opens, and it never would. */
+const usable = (amount: number | undefined): number | undefined =>
+  amount !== undefined && amount >= 0 && amount <= Number.MAX_SAFE_INTEGER ? amount : undefined
 
 /** How fast a bucket fills. What is left is rounded down: that much less was used, unless the limit is the very rate. */
 const fillOf = (all: number, remaining: number, resetMillis: number, limit: number | undefined): number => {

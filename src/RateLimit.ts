@@ -36,6 +36,16 @@ export interface Usage {
 }
 
 /**
+ * Whether these are amounts that can be counted.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const isUsage = ({ input, output }: Usage): boolean => isAmount(input) && isAmount(output)
+
+const isAmount = (amount: number): boolean => amount >= 0 && amount <= mostTokens
+
+/**
  * All that is known of the limits of a party.
  *
  * @since 0.1.0
@@ -170,11 +180,18 @@ const kinds = [
  * @since 0.1.0
  * @category getters
  */
-export const costOf = (self: RateLimit, { input = 0, maxOutput }: Estimate): Usage => ({
-  input,
+export const costOf = (self: RateLimit, { input, maxOutput }: Estimate): Usage => ({
+  input: usable(input),
   // Of what nobody tells, nothing is counted.
-  output: Math.min(maxOutput ?? Infinity, self.typical?.output ?? maxOutput ?? 0)
+  output: usable(Math.min(maxOutput ?? Infinity, self.typical?.output ?? maxOutput ?? 0))
 })
+
+/** No amount, whatever a request says, leaves sums that are no numbers. */
+const usable = (amount: number | undefined): number =>
+  amount !== undefined && amount > 0 ? Math.min(amount, mostTokens) : 0
+
+/** Far more than any request has, and sums of it are still exact. */
+const mostTokens = 1e12
 
 /**
  * Whether what a request costs decides when it fits: some limit counts tokens.
