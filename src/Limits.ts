@@ -109,11 +109,11 @@ export const settle = (
     refused: boolean
   ): RateLimit.RateLimit | undefined => {
     if (before === undefined && !announced && !refused) return undefined
-    let limits = before ?? begun(key)
+    let limits = before ?? RateLimit.empty
     const leased = reservation?.leased ?? RateLimit.none
-    if (isUnsent(reservation, heard, end)) return RateLimit.returned(limits, reservation)
+    if (reservation !== undefined && isUnsent(heard, end)) return RateLimit.returned(limits, reservation)
     if (heard.answered && reservation !== undefined) limits = RateLimit.answered(limits, now)
-    if (announced) limits = RateLimit.announced(limits, leased, heard.announced, now)
+    if (announced) limits = RateLimit.announced(limits, reservation?.leased, heard.announced, now, key.inFlight)
     if (refused) {
       limits = RateLimit.refused(limits, leased, refusal?.fault.waitMillis, now, KeyState.usualMillis(key, now))
     }
@@ -154,7 +154,7 @@ const settleLeft = (
   // A key's own limits went with it.
   if (group === undefined) return before
   const counted = (limits: RateLimit.RateLimit, reservation: RateLimit.Reservation) => {
-    if (isUnsent(reservation, heard, end)) return RateLimit.returned(limits, reservation)
+    if (isUnsent(heard, end)) return RateLimit.returned(limits, reservation)
     const answered = heard.answered ? RateLimit.answered(limits, now) : limits
     return end ? RateLimit.spent(answered, reservation, heard.usage, now) : answered
   }
@@ -175,11 +175,7 @@ const settleLeft = (
 }
 
 /** Whether an attempt ends that was not sent: it gives back what it took. */
-const isUnsent = (
-  reservation: RateLimit.Reservation | undefined,
-  { sent }: Heard,
-  end: boolean
-): reservation is RateLimit.Reservation => reservation !== undefined && !sent && end
+const isUnsent = ({ sent }: Heard, end: boolean): boolean => !sent && end
 
 /** Whether a fault is an answer that was not refused for a limit. */
 const isAnswer = ({ kind }: Fault.Fault): boolean =>
@@ -188,12 +184,6 @@ const isAnswer = ({ kind }: Fault.Fault): boolean =>
 /** Whether a refusal says something of how many requests may come: those of tokens, of days, of load do not. */
 const teaches = (fault: Fault.Fault): boolean =>
   fault.kind === "RateLimited" && (fault.unit === undefined || fault.unit === "requests")
-
-/** Limits of which nothing was known while other attempts were in flight already: those were leased before. */
-const begun = (key: KeyState.KeyState): RateLimit.RateLimit => ({
-  ...RateLimit.empty,
-  leased: { requests: Math.max(0, key.inFlight), input: 0, output: 0 }
-})
 
 /**
  * What the keys of a party declare now: of a key, or of the members of its group together.

@@ -444,23 +444,31 @@ export const returned = (self: RateLimit, reservation: Reservation): RateLimit =
 })
 
 /**
- * Takes in what an answer announces.
+ * Takes in what an answer announces. Without `leased` its attempt began before anything was known: then others may have,
+ * of the `inFlight` that run, it among them, and each of them that is answered is one less that nobody has counted.
  *
  * @since 0.1.0
  * @category steps
  */
 export const announced = (
   self: RateLimit,
-  leased: Totals,
+  leased: Totals | undefined,
   said: ReadonlyArray<AnnouncedLimit.Said>,
-  now: number
+  now: number,
+  inFlight = 1
 ): RateLimit => {
   let limits = self.announced
   for (const each of said.slice(0, mostAnnounced)) {
     const unit = AnnouncedLimit.unitOf(each.name)
     if (unit === undefined) continue
     const before = limits.find(({ name }) => name === each.name)
-    const after = AnnouncedLimit.learn(before, each, total(unit, leased), now)
+    const after = leased !== undefined
+      ? AnnouncedLimit.learn(before, each, total(unit, leased), now)
+      : unit !== "requests"
+      ? AnnouncedLimit.learn(before, each, 0, now)
+      : before === undefined
+      ? AnnouncedLimit.learn(before, each, self.leased.requests - Math.max(0, inFlight - 1), now)
+      : AnnouncedLimit.learnEarly(before, each, now)
     if (after === undefined || after === before) continue
     limits = before === undefined
       ? [...limits, after].slice(-mostAnnounced)

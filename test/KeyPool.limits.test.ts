@@ -3,6 +3,7 @@ import { assert, describe } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as TestClock from "effect/TestClock"
 import type * as AnnouncedLimit from "../src/AnnouncedLimit.js"
@@ -221,6 +222,39 @@ describe("A1: declared limits", () => {
 })
 
 describe("A2: announced limits", () => {
+  for (
+    const [order, takes] of [
+      ["the order they were sent", (remaining: number) => 100 - remaining],
+      ["reverse order", (remaining: number) => 10 * remaining]
+    ] as const
+  ) {
+    test(`A2: what was in flight before anything was known is counted once, answered in ${order}`, () =>
+      Effect.gen(function*() {
+        for (const limit of [2, 10]) {
+          const pool = yield* KeyPool.make({ name: `${limit}`, keys: keys("a"), ...plain, maxWait: 0 })
+          let left = limit
+          const call = pool.run((lease) =>
+            Effect.gen(function*() {
+              const remaining = --left
+              assert.isAtLeast(remaining, 0, "no more than there are")
+              yield* Effect.sleep(takes(remaining))
+              lease.announced([{ name: "requests", limit, remaining, resetMillis: 60_000 }])
+            })
+          )
+          const calls = yield* Effect.fork(Effect.replicateEffect(call, limit / 2, { concurrency: "unbounded" }))
+          yield* TestClock.adjust("1 second")
+          yield* Fiber.join(calls)
+          assert.deepInclude((yield* keyOf(pool, "a")).limits?.[0], { remaining: limit / 2 })
+          const others = yield* Effect.fork(
+            Effect.replicateEffect(Effect.exit(call), limit, { concurrency: "unbounded" })
+          )
+          yield* TestClock.adjust("1 second")
+          const ends = yield* Fiber.join(others)
+          assert.strictEqual(ends.filter(Exit.isSuccess).length, limit / 2, "all that is left, and no more")
+        }
+      }))
+  }
+
   const said = (remaining: number, resetMillis: number): ReadonlyArray<AnnouncedLimit.Said> => [
     { name: "requests", limit: 10, remaining, resetMillis }
   ]
