@@ -77,6 +77,20 @@ describe("P4: what is told", () => {
       assert.strictEqual(yield* closedFor(there, "b"), undefined)
     }))
 
+  test("T4, P4: what others hold back of a key is among the reasons", () =>
+    Effect.gen(function*() {
+      const { pools: [here, there] } = yield* together(2, {
+        keys: keys("a", { a: { limits: { requestsPerMinute: 1 } } }),
+        ...plain,
+        maxWait: 0
+      })
+      if (here === undefined || there === undefined) return assert.fail("there are two")
+      yield* here.run(() => Effect.void)
+      yield* Effect.flip(there.run(() => Effect.void))
+      const [key] = (yield* there.explain()).keys
+      assert.deepInclude(key, { verdict: "closed", gates: [{ gate: "limit", until: 60_000 }] })
+    }))
+
   test("P4: told cooldowns merge by maximum: none is ever shortened", () =>
     Effect.gen(function*() {
       const { here, there } = yield* pair({ keys: keys("a", { a: { quotaGroup: "g" } }), ...plain })
