@@ -88,6 +88,10 @@ export interface Sharing {
   readonly endings: Ref.Ref<ReadonlyArray<SharedLease>>
   /** The leases that take of what is shared, by id; each of them comes and goes. */
   readonly leases: Map<number, SharedLease>
+  /** What others must hear of that was taken while this pool joined them; absent while it does not. */
+  readonly late: MutableRef.MutableRef<
+    ReadonlyArray<Extract<SharedPool.Notice, { readonly _tag: "Taken" }>> | undefined
+  >
   /** How often something was given back, and of each subject when last. */
   readonly freed: Ref.Ref<{ readonly count: number; readonly last: HashMap.HashMap<string, number> }>
 }
@@ -205,6 +209,9 @@ const makeSharing = (port: SharedPool.SharedPool, now: number): Effect.Effect<Sh
       resets: yield* Ref.make<ReadonlyArray<Extract<SharedPool.Notice, { readonly _tag: "Reset" }>>>([]),
       endings: yield* Ref.make<ReadonlyArray<SharedLease>>([]),
       leases: new Map(),
+      late: MutableRef.make<ReadonlyArray<Extract<SharedPool.Notice, { readonly _tag: "Taken" }>> | undefined>(
+        undefined
+      ),
       freed: yield* Ref.make({ count: 0, last: HashMap.empty<string, number>() })
     }
   })
