@@ -10,6 +10,7 @@ import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import * as TestClock from "effect/TestClock"
 import type * as ApiKey from "../src/ApiKey.js"
 import * as Fault from "../src/Fault.js"
@@ -725,6 +726,34 @@ describe("P2, P4: an engine that is away", () => {
       assert.strictEqual(claims.length, 80)
       assert.isTrue(claims.every(({ held }) => held !== true))
     }), { timeout: 30_000 })
+
+  test("P2, C6: an engine that is broken fails no call, and holds up none", () =>
+    Effect.gen(function*() {
+      const broken = Effect.die(new Error("a bug"))
+      const engine = yield* SharedPool.makeMemory
+      const settings = { keys: keys("ab", { a: { limits: { concurrency: 1 } } }), ...plain, maxWait: 0 } as const
+      const events = yield* watch
+      for (const part of ["claim", "tell", "settle", "news"] as const) {
+        const share = (pool: string) =>
+          Effect.map(engine.share(`${pool} ${part}`), (port): SharedPool.SharedPool => ({
+            ...port,
+            claim: part === "claim" ? () => broken : port.claim,
+            tell: part === "tell" ? () => broken : port.tell,
+            settle: part === "settle" ? () => broken : port.settle,
+            news: part === "news" ? Stream.concat(Stream.take(port.news, 1), Stream.die(new Error("a bug"))) : port.news
+          }))
+        const pool = yield* KeyPool.make({ ...settings, name: part }).pipe(
+          Effect.provideService(PoolStore.PoolStore, { ...PoolStore.none, share })
+        )
+        yield* report(pool, "a", "RateLimited", { wait: "1 second", scope: "key" })
+        yield* TestClock.adjust("2 seconds")
+        const all = yield* Effect.forEach([1, 2, 3, 4], () => Effect.exit(pool.run(() => Effect.void)))
+        assert.deepStrictEqual(all.map(Exit.isSuccess), [true, true, true, true], part)
+        assert.strictEqual(yield* inFlight(pool), 0, part)
+      }
+      const told = named(yield* events, "store.degraded")
+      assert.deepStrictEqual(told.map(({ pool }) => pool), ["news"])
+    }))
 
   test("P4: a pool that is gone holds nothing for ever", () =>
     Effect.gen(function*() {
