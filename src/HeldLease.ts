@@ -268,9 +268,9 @@ const say = (
         heard
       )
     const settled = counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
-    return core.sharing === undefined
-      ? settled
-      : Effect.zipRight(settled, Sharing.settled(core.sharing, record.id, heard, ends))
+    return core.sharing?.leases.has(record.id) === true
+      ? Effect.zipRight(settled, Sharing.settled(core.sharing, record.id, heard, ends))
+      : settled
   })
 
 const remember = ({ core, record }: Parts, resources: ReadonlyArray<string>): Effect.Effect<void> =>

@@ -38,7 +38,7 @@ export const claim = (
   record: PoolState.LeaseRecord
 ): Effect.Effect<boolean> =>
   Effect.flatMap(Ref.get(core.state), (state) => {
-    const claim = Claims.claimOf(core.config, state, record)
+    const claim = Claims.concerns(state, record) ? Claims.claimOf(core.config, state, record) : undefined
     if (claim === undefined) return isAsking(state) ? goOn(core, record, false) : granted
     return Effect.flatMap(Ref.get(sharing.link), ({ joined, members }) => {
       if (!joined) return decideAlone(core, sharing, record, claim, members)

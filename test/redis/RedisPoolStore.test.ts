@@ -16,6 +16,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { inspect } from "node:util"
 import * as PoolStoreContract from "../../src/PoolStoreContract.js"
+import * as RedisLink from "../../src/redis/RedisLink.js"
 import * as RedisPoolStore from "../../src/redis/RedisPoolStore.js"
 import * as RedisMember from "../support/RedisMember.js"
 import * as RedisServer from "../support/RedisServer.js"
@@ -297,6 +298,24 @@ describe.skipIf(!RedisServer.isHere)("P4: servers and clients of all kinds", () 
       yield* everything({ url: `redis://localhost:${port}`, prefix: "two", tls: { rejectUnauthorized: false } })
       const stranger = yield* RedisMember.begin({ ...patient, connectTimeout: 200, url: `rediss://localhost:${port}` })
       assert.match((yield* stranger.hears("Away")).problem, /\(DEPTH_ZERO_SELF_SIGNED_CERT\)/)
+    }))
+
+  test("a socket that has more than one error ends no process, and its client comes back", (server) =>
+    Effect.gen(function*() {
+      const redis = yield* Effect.acquireRelease(
+        Effect.sync(() =>
+          RedisLink.connecting(new Redis({ port: server.port, lazyConnect: true, retryStrategy: () => 10 }))
+        ),
+        (redis) => Effect.sync(() => redis.disconnect())
+      )
+      const seen: Array<string> = []
+      redis.on("error", ({ message }) => seen.push(message))
+      const ping = Effect.promise(() => redis.ping())
+      yield* ping
+      for (const message of ["one", "two"]) redis.stream.emit("error", new Error(message))
+      redis.stream.destroy()
+      assert.strictEqual(yield* ping, "PONG")
+      assert.deepStrictEqual(seen, ["one"])
     }))
 
   test("two connections, whatever the number of pools", (redis) =>

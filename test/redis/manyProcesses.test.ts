@@ -85,6 +85,8 @@ const member = (file: string, orders: Orders): Effect.Effect<Member, never, Scop
       ended = true
     })
     yield* Effect.async<void>((resume) => {
+      // Whoever ends before it began will never be ready.
+      child.once("exit", (code) => resume(Effect.dieMessage(`a member ended with ${code} before it began`)))
       child.on("message", (message) => {
         if (message === "ready") resume(Effect.void)
         else report = message as Report
