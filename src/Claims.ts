@@ -117,7 +117,12 @@ export const fitsPart = (
   if (key === undefined || key.id !== record.key.id) return true
   if (key.inFlight > DeclaredLimit.partOf(key.key.limits.concurrency ?? Infinity, parts)) return false
   const declared = PoolState.partyLimits(state, key)?.declared ?? []
-  return declared.every((limit) => DeclaredLimit.gate(DeclaredLimit.divided(limit, parts), 0, now) === undefined)
+  const { input = 0, output = 0 } = record.reserved?.party ?? {}
+  return declared.every((limit) => {
+    const own = limit.unit === "requests" ? 1 : input + output
+    // As if it were asked for now: what is more than a part fits when nothing else is taken.
+    return DeclaredLimit.gate(DeclaredLimit.release(DeclaredLimit.divided(limit, parts), own), own, now) === undefined
+  })
 }
 
 // --------------------------------------------------------------------------------------------------------------- steps

@@ -60,6 +60,8 @@ export interface Listener {
  * @category models
  */
 export interface RedisLink {
+  /** Where the keys are: the database, and what the client puts before their names. */
+  readonly place: string
   /** Runs a script, within so many milliseconds. */
   readonly run: (
     script: Script,
@@ -228,6 +230,7 @@ export const make = (
     })
 
     return {
+      place: placeOf(reach),
       run: (script, keys, args, millis) =>
         command(async (isLate) => {
           try {
@@ -309,6 +312,12 @@ const on = (client: Redis | Cluster, event: string, listener: (...args: Readonly
     Effect.sync(() => client.on(event, listener)),
     () => Effect.sync(() => client.off(event, listener))
   )
+
+const placeOf = (reach: RedisSettings.Reach): string => {
+  if (reach._tag === "Server") return `${reach.server.db}:`
+  const { options } = reach.client
+  return `${"db" in options ? options.db ?? 0 : 0}:${options.keyPrefix ?? ""}`
+}
 
 const duplicate = (client: Redis | Cluster): Redis | Cluster => {
   // Channels have no prefix: what scripts publish has none.

@@ -240,6 +240,30 @@ describe.skipIf(!RedisServer.isHere)("P4: servers and clients of all kinds", () 
       yield* RedisServer.until(redis.cli("client", "list"), (list) => !list.includes("sub=1"))
     }))
 
+  for (
+    const [what, apart] of [
+      ["databases", (port: number, i: number) => new Redis({ port, db: i })],
+      ["prefixes of their clients", (port: number, i: number) => new Redis({ port, keyPrefix: `app${i}:` })]
+    ] as const
+  ) {
+    test(`P4: pools of one name in different ${what} know nothing of each other`, (redis) =>
+      Effect.gen(function*() {
+        const [a, b] = yield* Effect.forEach([1, 2], (i) =>
+          Effect.gen(function*() {
+            const client = apart(redis.port, i)
+            yield* Effect.addFinalizer(() => Effect.sync(() => client.disconnect()))
+            return yield* RedisMember.make({ ...patient, client })
+          }))
+        if (a === undefined || b === undefined) return
+        // What was said while they joined has come, and been answered, by then.
+        yield* Effect.sleep(500)
+        yield* Effect.zipRight(a.forget, b.forget)
+        yield* a.tell([RedisMember.cooldown(RedisMember.key("k"), 60_000)])
+        yield* Effect.sleep(500)
+        assert.deepStrictEqual([yield* a.heard, yield* b.heard], [[], []])
+      }))
+  }
+
   test("a server with a user, a password and a database of its own", (redis) =>
     Effect.gen(function*() {
       yield* redis.cli(
