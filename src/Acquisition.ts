@@ -141,11 +141,8 @@ const acquireHere = (
       const told = PoolCore.announce(core, before, acquired)
       if (outcome === "closed") return Effect.as(told, { _tag: "Refused", call: request.call, closed: true })
       if (outcome === "refused" || outcome === "full") {
-        return Effect.as(told, {
-          _tag: "Refused",
-          call: request.call === 0 ? after.calls : request.call,
-          closed: false
-        })
+        const number = request.call === 0 ? after.calls : request.call
+        return Effect.zipRight(told, refused(restore, call, { _tag: "Refused", call: number, closed: false }))
       }
       if ("slot" in outcome) return Effect.as(told, outcome)
       MutableRef.set(call.number, outcome.request.call)
@@ -156,16 +153,22 @@ const acquireHere = (
         Effect.flatMap((record): Effect.Effect<PoolState.LeaseRecord | Refused> =>
           record !== undefined
             ? Effect.succeed(record)
-            : Effect.map(Ref.get(core.state), ({ rest }): Refused => ({
-              _tag: "Refused",
-              call: outcome.request.call,
-              closed: rest.closed
-            }))
+            : Effect.flatMap(Ref.get(core.state), ({ rest }) =>
+              refused(restore, call, { _tag: "Refused", call: outcome.request.call, closed: rest.closed }))
         )
       )
     }
   )
 }
+
+/** At its end a deadline speaks for itself, though its timer be late: it is given a little time for that. */
+const refused = (restore: Restore, { clock, deadlineEnd }: OngoingCall.OngoingCall, refused: Refused) =>
+  refused.closed || MonotonicTime.nowOf(clock) < deadlineEnd
+    ? Effect.succeed(refused)
+    : Effect.as(restore(Effect.sleep(lateMillis)), refused)
+
+/** How late timers are at most in a process that is busy, but alive. */
+const lateMillis = 1_000
 
 /**
  * Why a call got no key, as its error; `only` are the keys that could serve it at all, absent: all.

@@ -82,7 +82,9 @@ export const learn = (
   now: number
 ): AnnouncedLimit | undefined => {
   const unit = unitOf(said.name)
-  const { limit, remaining, resetMillis } = said
+  const limit = usable(said.limit)
+  const remaining = usable(said.remaining)
+  const resetMillis = usable(said.resetMillis)
   // Without a reset nobody would know when it opens again.
   if (unit === undefined || remaining === undefined || resetMillis === undefined) return before
   const most = mostOf(before?.most, remaining, unit)
@@ -114,6 +116,24 @@ export const learn = (
   if (remaining > before.remaining) return known
   return { ...known, votes: Math.max(-8, Math.min(8, next.votes + vote(before, next))) }
 }
+
+/**
+ * Takes in what an answer says whose attempt began before anything was known of the limit. Of several such nobody knows
+ * which one the provider counted last: the least that any of them leaves is what is left, and there is one less that is
+ * not counted yet.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const learnEarly = (before: AnnouncedLimit, said: Said, now: number): AnnouncedLimit | undefined => {
+  const total = Math.min(0, before.total + 1)
+  const isOld = now < before.resetAt && (usable(said.remaining) ?? 0) > before.remaining
+  return isOld && total > before.total ? { ...before, total } : learn(before, said, total, now)
+}
+
+/** What is no amount says nothing: with it nobody would know when the limit opens, and it never would. */
+const usable = (amount: number | undefined): number | undefined =>
+  amount !== undefined && amount >= 0 && amount <= Number.MAX_SAFE_INTEGER ? amount : undefined
 
 /** How fast a bucket fills. What is left is rounded down: that much less was used, unless the limit is the very rate. */
 const fillOf = (all: number, remaining: number, resetMillis: number, limit: number | undefined): number => {

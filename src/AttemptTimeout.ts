@@ -63,7 +63,13 @@ export const sweep = <A extends Running>(
       continue
     }
     const usual = lease.timed === undefined ? undefined : Latency.quantile(latency, lease.timed, 0.99)
-    if (usual === undefined) continue
+    // Those in flight may teach it: then it counts for what began with them as well.
+    if (usual === undefined) {
+      if (lease.timed !== undefined && now < lease.startedAt + learningMillis) {
+        nextAt = Math.min(nextAt, now + quietMillis)
+      }
+      continue
+    }
     const limitMillis = Math.max(quietMillis, 2 * usual)
     if (due(lease.startedAt + limitMillis)) quiet.push({ running, limitMillis })
     if (abortable && due(lease.startedAt + Math.max(abortMillis, 5 * usual) * 2 ** aborted)) overdue.push(running)
@@ -103,5 +109,7 @@ export const stall = (
  */
 export const quietMillis = 5_000
 
+/** So long after an attempt has begun, those that began with it will hardly teach any more what is usual. */
+const learningMillis = 600_000
 /** The least that an attempt may take. */
 const abortMillis = 30_000

@@ -22,6 +22,7 @@ import type * as Scope from "effect/Scope"
 import * as Acquisition from "./Acquisition.js"
 import * as ApiKey from "./ApiKey.js"
 import { CallOptions } from "./CallOptions.js"
+import * as Claims from "./Claims.js"
 import * as Corroboration from "./Corroboration.js"
 import * as Explanation from "./Explanation.js"
 import * as Fault from "./Fault.js"
@@ -264,7 +265,7 @@ const first = <A, E, R>(
       (leased) => {
         if (leased?.lease !== undefined) {
           const { events, lease, reopened, state } = leased
-          const going = core.sharing === undefined
+          const going = core.sharing === undefined || !Claims.concerns(state, lease)
             ? go(lease)
             : orRefuse(
               Acquisition.claimed(

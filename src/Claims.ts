@@ -20,6 +20,18 @@ import type * as SharedPool from "./SharedPool.js"
 import * as SlotMap from "./SlotMap.js"
 
 /**
+ * Whether a lease may need anything of what all share: not so that of a key without limits, against which nothing is known.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const concerns = (state: PoolState.PoolState, { model, reserved, slot }: PoolState.LeaseRecord): boolean => {
+  if (reserved !== undefined) return true
+  const key = SlotMap.get(state.slots, slot)
+  return key === undefined || key.key.limits.concurrency !== undefined || !PoolState.isUsual(state, key, model)
+}
+
+/**
  * What an attempt needs of what all share; `undefined`: nothing.
  *
  * @since 0.1.0
@@ -34,9 +46,6 @@ export const claimOf = (
   if (key === undefined || key.id !== record.key.id) return undefined
   const own: SharedPool.Subject = { scope: "key", of: key.id }
   const most = key.key.limits.concurrency
-  if (most === undefined && record.reserved === undefined && PoolState.isUsual(state, key, record.model)) {
-    return undefined
-  }
   const claim: SharedPool.Claim = {
     limits: limitsOf(state, key, record.reserved?.party),
     concurrency: most === undefined ? [] : [{ subject: own, most }],
@@ -108,7 +117,12 @@ export const fitsPart = (
   if (key === undefined || key.id !== record.key.id) return true
   if (key.inFlight > DeclaredLimit.partOf(key.key.limits.concurrency ?? Infinity, parts)) return false
   const declared = PoolState.partyLimits(state, key)?.declared ?? []
-  return declared.every((limit) => DeclaredLimit.gate(DeclaredLimit.divided(limit, parts), 0, now) === undefined)
+  const { input = 0, output = 0 } = record.reserved?.party ?? {}
+  return declared.every((limit) => {
+    const own = limit.unit === "requests" ? 1 : input + output
+    // As if it were asked for now: what is more than a part fits when nothing else is taken.
+    return DeclaredLimit.gate(DeclaredLimit.release(DeclaredLimit.divided(limit, parts), own), own, now) === undefined
+  })
 }
 
 // --------------------------------------------------------------------------------------------------------------- steps

@@ -52,7 +52,7 @@ export const hear = (
   }
   const state = before.rest.health.idle
     ? before
-    : withHealth(before, ProviderHealth.decided(before.rest.health, attempt))
+    : withHealth(before, ProviderHealth.decided(before.rest.health, attempt, now))
   switch (outcome._tag) {
     case "Success":
       return succeeded(config, state, attempt, now)

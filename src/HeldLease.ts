@@ -17,7 +17,7 @@ import * as MonotonicTime from "./MonotonicTime.js"
 import * as Outcome from "./Outcome.js"
 import * as PoolCore from "./PoolCore.js"
 import * as PoolState from "./PoolState.js"
-import type * as RateLimit from "./RateLimit.js"
+import * as RateLimit from "./RateLimit.js"
 import * as Sharing from "./Sharing.js"
 import type * as Telemetry from "./Telemetry.js"
 
@@ -44,7 +44,10 @@ export interface Lease {
   readonly commit: (outcome: Outcome.Outcome) => Effect.Effect<void>
   /** Tells what the answer's headers announce of limits, before `commit`: it is taken in with it. */
   readonly announced: (limits: ReadonlyArray<AnnouncedLimit.Said>) => void
-  /** Tells how many tokens the attempt used, before `end`: limits of tokens then count these, not the estimate. */
+  /**
+   * Tells how many tokens the attempt used, before `end`: limits of tokens then count these, not the estimate. What is
+   * negative or no finite number is not taken in.
+   */
   readonly used: (usage: RateLimit.Usage) => void
   /**
    * Whether limits count the tokens of the attempt, so that it makes a difference what is told by `used`; `undefined`
@@ -165,6 +168,8 @@ class Held implements HeldLease {
   get used() {
     const { told } = this.#parts
     return (usage: RateLimit.Usage): void => {
+      // What is no amount tells nothing: the estimate counts.
+      if (!RateLimit.isUsage(usage)) return
       MutableRef.update(told, (before) => ({ ...before, usage }))
     }
   }
@@ -268,9 +273,9 @@ const say = (
         heard
       )
     const settled = counted?._tag === "Fault" ? Effect.flatMap(Random.next, taken) : taken(0)
-    return core.sharing === undefined
-      ? settled
-      : Effect.zipRight(settled, Sharing.settled(core.sharing, record.id, heard, ends))
+    return core.sharing?.leases.has(record.id) === true
+      ? Effect.zipRight(settled, Sharing.settled(core.sharing, record.id, heard, ends))
+      : settled
   })
 
 const remember = ({ core, record }: Parts, resources: ReadonlyArray<string>): Effect.Effect<void> =>

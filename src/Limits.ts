@@ -85,7 +85,7 @@ export const reserve = (
  */
 export const settle = (
   config: PoolState.Config,
-  state: PoolState.PoolState,
+  before: PoolState.PoolState,
   key: KeyState.KeyState,
   lease: PoolState.LeaseRecord,
   outcome: Outcome.Outcome | undefined,
@@ -93,6 +93,10 @@ export const settle = (
   end: boolean,
   now: number
 ): Changed => {
+  // What was taken of a group is of that group, wherever the key is now.
+  const stayed = lease.key.quotaGroup === key.key.quotaGroup
+  const reserved = stayed ? lease.reserved : undefined
+  const state = stayed ? before : settleLeft(config, before, lease, heard, end, now)
   const refusal = heard.answered && outcome?._tag === "Fault" && teaches(outcome.fault)
     ? { fault: outcome.fault, target: Cooldowns.targetOf(key, lease.model, outcome.fault) }
     : undefined
@@ -105,11 +109,11 @@ export const settle = (
     refused: boolean
   ): RateLimit.RateLimit | undefined => {
     if (before === undefined && !announced && !refused) return undefined
-    let limits = before ?? begun(key)
+    let limits = before ?? RateLimit.empty
     const leased = reservation?.leased ?? RateLimit.none
-    if (reservation !== undefined && !heard.sent && end) return RateLimit.returned(limits, reservation)
+    if (reservation !== undefined && isUnsent(heard, end)) return RateLimit.returned(limits, reservation)
     if (heard.answered && reservation !== undefined) limits = RateLimit.answered(limits, now)
-    if (announced) limits = RateLimit.announced(limits, leased, heard.announced, now)
+    if (announced) limits = RateLimit.announced(limits, reservation?.leased, heard.announced, now, key.inFlight)
     if (refused) {
       limits = RateLimit.refused(limits, leased, refusal?.fault.waitMillis, now, KeyState.usualMillis(key, now))
     }
@@ -124,7 +128,7 @@ export const settle = (
   const party = PoolState.partyLimits(state, key)
   const partyAfter = hear(
     party,
-    lease.reserved?.party,
+    reserved?.party,
     announces && lease.model === undefined,
     teachesParty && !forModel
   )
@@ -132,11 +136,46 @@ export const settle = (
   if (partyAfter !== undefined && partyAfter !== party) next = withParty(config, next, party, partyAfter, now)
   if (lease.model === undefined) return next
   const model = PoolState.modelLimits(state, key, lease.model)
-  const modelAfter = hear(model, lease.reserved?.model, announces, teachesParty && forModel)
+  const modelAfter = hear(model, reserved?.model, announces, teachesParty && forModel)
   return modelAfter === undefined || modelAfter === model
     ? next
     : { ...next, state: withModel(next.state, key, lease.model, modelAfter, now) }
 }
+
+/** Counts an attempt of a key that has left the group since it began, or would hold what it took of it for ever. */
+const settleLeft = (
+  config: PoolState.Config,
+  before: PoolState.PoolState,
+  { key: { quotaGroup: group }, model, reserved }: PoolState.LeaseRecord,
+  heard: Heard,
+  end: boolean,
+  now: number
+): PoolState.PoolState => {
+  // A key's own limits went with it.
+  if (group === undefined) return before
+  const counted = (limits: RateLimit.RateLimit, reservation: RateLimit.Reservation) => {
+    if (isUnsent(heard, end)) return RateLimit.returned(limits, reservation)
+    const answered = heard.answered ? RateLimit.answered(limits, now) : limits
+    return end ? RateLimit.spent(answered, reservation, heard.usage, now) : answered
+  }
+  const ofGroup = Option.getOrUndefined(HashMap.get(before.rest.limits.groups, group))
+  const state = ofGroup === undefined || reserved?.party === undefined
+    ? before
+    : Places.placeGroup(config, withGroup(before, group, counted(ofGroup, reserved.party)), group, now)
+  const ofModel = model === undefined
+    ? undefined
+    : Option.getOrUndefined(HashMap.get(state.rest.limits.models, model))
+  const limits = ofModel === undefined ? undefined : Option.getOrUndefined(HashMap.get(ofModel.groups, group))
+  if (model === undefined || ofModel === undefined || limits === undefined || reserved?.model === undefined) {
+    return state
+  }
+  const groups = HashMap.set(ofModel.groups, group, counted(limits, reserved.model))
+  const models = HashMap.set(state.rest.limits.models, model, { ...ofModel, groups })
+  return withLimits(state, { ...state.rest.limits, models })
+}
+
+/** Whether an attempt ends that was not sent: it gives back what it took. */
+const isUnsent = ({ sent }: Heard, end: boolean): boolean => !sent && end
 
 /** Whether a fault is an answer that was not refused for a limit. */
 const isAnswer = ({ kind }: Fault.Fault): boolean =>
@@ -145,12 +184,6 @@ const isAnswer = ({ kind }: Fault.Fault): boolean =>
 /** Whether a refusal says something of how many requests may come: those of tokens, of days, of load do not. */
 const teaches = (fault: Fault.Fault): boolean =>
   fault.kind === "RateLimited" && (fault.unit === undefined || fault.unit === "requests")
-
-/** Limits of which nothing was known while other attempts were in flight already: those were leased before. */
-const begun = (key: KeyState.KeyState): RateLimit.RateLimit => ({
-  ...RateLimit.empty,
-  leased: { requests: Math.max(0, key.inFlight), input: 0, output: 0 }
-})
 
 /**
  * What the keys of a party declare now: of a key, or of the members of its group together.

@@ -15,6 +15,7 @@ import * as PubSub from "effect/PubSub"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import type * as AttemptTimeout from "./AttemptTimeout.js"
 import * as CircuitEvents from "./CircuitEvents.js"
 import type * as Limits from "./Limits.js"
@@ -88,6 +89,10 @@ export interface Sharing {
   readonly endings: Ref.Ref<ReadonlyArray<SharedLease>>
   /** The leases that take of what is shared, by id; each of them comes and goes. */
   readonly leases: Map<number, SharedLease>
+  /** What others must hear of that was taken while this pool joined them; absent while it does not. */
+  readonly late: MutableRef.MutableRef<
+    ReadonlyArray<Extract<SharedPool.Notice, { readonly _tag: "Taken" }>> | undefined
+  >
   /** How often something was given back, and of each subject when last. */
   readonly freed: Ref.Ref<{ readonly count: number; readonly last: HashMap.HashMap<string, number> }>
 }
@@ -190,24 +195,46 @@ export const make = (
 
 const makeSharing = (port: SharedPool.SharedPool, now: number): Effect.Effect<Sharing> =>
   Effect.gen(function*() {
+    const link = yield* Ref.make<Link>({
+      joined: false,
+      members: 1,
+      awaySince: now,
+      versions: HashMap.empty(),
+      retelling: false,
+      told: undefined
+    })
     return {
-      port,
-      link: yield* Ref.make<Link>({
-        joined: false,
-        members: 1,
-        awaySince: now,
-        versions: HashMap.empty(),
-        retelling: false,
-        told: undefined
-      }),
+      port: tolerant(port, link),
+      link,
       met: yield* Deferred.make<void>(),
       changed: yield* Queue.sliding<void>(1),
       resets: yield* Ref.make<ReadonlyArray<Extract<SharedPool.Notice, { readonly _tag: "Reset" }>>>([]),
       endings: yield* Ref.make<ReadonlyArray<SharedLease>>([]),
       leases: new Map(),
+      late: MutableRef.make<ReadonlyArray<Extract<SharedPool.Notice, { readonly _tag: "Taken" }>> | undefined>(
+        undefined
+      ),
       freed: yield* Ref.make({ count: 0, last: HashMap.empty<string, number>() })
     }
   })
+
+/** An engine that is broken, and not only away, fails no call either. */
+const tolerant = (port: SharedPool.SharedPool, link: Ref.Ref<Link>): SharedPool.SharedPool => ({
+  news: Stream.catchAllCause(port.news, () =>
+    Stream.fromEffect(
+      Effect.map(Ref.get(link), ({ members }): SharedPool.News => ({
+        _tag: "Away",
+        members,
+        problem: "it failed unexpectedly"
+      }))
+    )),
+  tell: (notices) => Effect.catchAllCause(Effect.suspend(() => port.tell(notices)), () => Effect.succeed(away)),
+  claim: (claim) => Effect.catchAllCause(Effect.suspend(() => port.claim(claim)), () => Effect.succeed(away)),
+  settle: (ticket, settled) =>
+    Effect.catchAllCause(Effect.suspend(() => port.settle(ticket, settled)), () => Effect.void)
+})
+
+const away = { _tag: "Away" } as const
 
 // --------------------------------------------------------------------------------------------------------------- steps
 

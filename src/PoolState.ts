@@ -814,7 +814,8 @@ export const closedGates = (
       ? KeyState.limitGate(partyLimits(state, key), tokens, now)
       : undefined,
     ...(model === undefined ? [] : modelGates(config, state, key, model, now, tokens)),
-    providerGate(config, state, key.key, model, now)
+    providerGate(config, state, key.key, model, now),
+    state.rest.elsewhere === undefined ? undefined : Elsewhere.gate(state.rest.elsewhere, key, now)
   ].filter((closed) => closed !== undefined)
 
 /**

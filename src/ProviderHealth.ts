@@ -47,6 +47,8 @@ export interface Row {
   readonly origin: string
   readonly model: string | undefined
   readonly since: number
+  /** When the last fault came. */
+  readonly at: number
   /** The lease of the first fault, and the newest lease of all when it was told. */
   readonly first: number
   readonly mark: number
@@ -346,12 +348,14 @@ export const isLimiting = ({ refusals }: Health, now: number): boolean =>
   HashMap.some(refusals, (row) => row.some(({ at }) => at > now - suspectMillis))
 
 /**
- * Takes note that an attempt is decided, however; before what it said is taken in.
+ * Takes note that an attempt is decided, however; before what it said is taken in. Evidence that has come to nothing is
+ * forgotten: of a model that nobody asks for any more, no success would ever tell that all is well.
  *
  * @since 0.1.0
  * @category transitions
  */
-export const decided = (health: Health, attempt: Attempt): Health => {
+export const decided = (before: Health, attempt: Attempt, now: number): Health => {
+  const health = current(before, now)
   const place = placeOf(attempt.origin, attempt.model)
   const rows = HashMap.size(health.rows) === 0 ?
     health.rows :
@@ -369,6 +373,19 @@ export const decided = (health: Health, attempt: Attempt): Health => {
   }
   return simplest(health, { ...health, rows, gates })
 }
+
+/** Without faults of long ago, refusals that are alike to none, and gates that hold nobody back any more. */
+const current = (health: Health, now: number): Health =>
+  simplest(health, {
+    past: health.past,
+    rows: without(health.rows, ({ at }) => now >= at + rowMillis),
+    refusals: without(health.refusals, (row) => row.every(({ at }) => now >= at + suspectMillis)),
+    gates: without(health.gates, (gate) =>
+      (gate._tag === "Release" && isOver(gate, now)) || (gate._tag === "Suspicion" && now >= gate.until))
+  })
+
+const without = <A>(map: HashMap.HashMap<string, A>, isOver: (a: A) => boolean): HashMap.HashMap<string, A> =>
+  HashMap.some(map, isOver) ? HashMap.filter(map, (a) => !isOver(a)) : map
 
 /**
  * How many faults came with no success between.
@@ -397,6 +414,7 @@ const withFault = (
   origin,
   model,
   since: row?.since ?? now,
+  at: now,
   first: row?.first ?? lease,
   mark: row?.mark ?? leases,
   faults: (row?.faults ?? 0) + 1,
@@ -597,6 +615,8 @@ const placeOf = (origin: string, model: string | undefined): string => `${origin
 const toleratedShare = 0.1
 const manyCalls = 10
 const windowMillis = 10_000
+/** So long after the last of some faults, they were not the beginning of an outage. */
+const rowMillis = 600_000
 /** Where there are not many outcomes, so many faults in a row are an outage. */
 const fewFaults = 5
 /** So many groups refused alike within this time are suspected to be one. */

@@ -36,6 +36,16 @@ export interface Usage {
 }
 
 /**
+ * Whether these are amounts that can be counted.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const isUsage = ({ input, output }: Usage): boolean => isAmount(input) && isAmount(output)
+
+const isAmount = (amount: number): boolean => amount >= 0 && amount <= mostTokens
+
+/**
  * All that is known of the limits of a party.
  *
  * @since 0.1.0
@@ -170,11 +180,18 @@ const kinds = [
  * @since 0.1.0
  * @category getters
  */
-export const costOf = (self: RateLimit, { input = 0, maxOutput }: Estimate): Usage => ({
-  input,
+export const costOf = (self: RateLimit, { input, maxOutput }: Estimate): Usage => ({
+  input: usable(input),
   // Of what nobody tells, nothing is counted.
-  output: Math.min(maxOutput ?? Infinity, self.typical?.output ?? maxOutput ?? 0)
+  output: usable(Math.min(maxOutput ?? Infinity, self.typical?.output ?? maxOutput ?? 0))
 })
+
+/** No amount, whatever a request says, leaves sums that are no numbers. */
+const usable = (amount: number | undefined): number =>
+  amount !== undefined && amount > 0 ? Math.min(amount, mostTokens) : 0
+
+/** Far more than any request has, and sums of it are still exact. */
+const mostTokens = 1e12
 
 /**
  * Whether what a request costs decides when it fits: some limit counts tokens.
@@ -427,23 +444,31 @@ export const returned = (self: RateLimit, reservation: Reservation): RateLimit =
 })
 
 /**
- * Takes in what an answer announces.
+ * Takes in what an answer announces. Without `leased` its attempt began before anything was known: then others may have,
+ * of the `inFlight` that run, it among them, and each of them that is answered is one less that nobody has counted.
  *
  * @since 0.1.0
  * @category steps
  */
 export const announced = (
   self: RateLimit,
-  leased: Totals,
+  leased: Totals | undefined,
   said: ReadonlyArray<AnnouncedLimit.Said>,
-  now: number
+  now: number,
+  inFlight = 1
 ): RateLimit => {
   let limits = self.announced
   for (const each of said.slice(0, mostAnnounced)) {
     const unit = AnnouncedLimit.unitOf(each.name)
     if (unit === undefined) continue
     const before = limits.find(({ name }) => name === each.name)
-    const after = AnnouncedLimit.learn(before, each, total(unit, leased), now)
+    const after = leased !== undefined
+      ? AnnouncedLimit.learn(before, each, total(unit, leased), now)
+      : unit !== "requests"
+      ? AnnouncedLimit.learn(before, each, 0, now)
+      : before === undefined
+      ? AnnouncedLimit.learn(before, each, self.leased.requests - Math.max(0, inFlight - 1), now)
+      : AnnouncedLimit.learnEarly(before, each, now)
     if (after === undefined || after === before) continue
     limits = before === undefined
       ? [...limits, after].slice(-mostAnnounced)

@@ -91,7 +91,8 @@ const usually = (
 ): PoolState.Changed | undefined => {
   const key = SlotMap.get(state.slots, lease.slot)
   if (
-    key === undefined || key.id !== lease.key.id || lease.affinity !== undefined || heard.announced.length > 0 ||
+    key === undefined || key.id !== lease.key.id || key.key.quotaGroup !== lease.key.quotaGroup ||
+    lease.affinity !== undefined || heard.announced.length > 0 ||
     !PoolState.isUsual(state, key, lease.model)
   ) return undefined
   const limits = limitsAfter(PoolState.partyLimits(state, key), lease, heard, end, now)

@@ -128,8 +128,8 @@ export type Notice =
  * What a process hears; nobody hears what he told himself.
  *
  * - `Joined`: the engine answers (again). `members` counts the processes that it hears of, this one included; the rest is
- *   all that it knows. `kept` is false when it had lost what it knew, or counted this process as gone: then each process
- *   tells again what it knows, and claims again what it holds.
+ *   all that it knows. `kept` is false when it had lost what it knew, or no longer knows what this process holds, because it
+ *   counted it as gone: then the process tells again what it knows, and claims again what it holds.
  * - `Away`: the engine does not answer, once per outage. `members` is how many there were last. `problem` shows no secret.
  * - `Members`: how many there are now.
  * - `Cooldown`, `Lifted`, `Breaker`, `Reset`: what another has told, as far as the engine took it in.

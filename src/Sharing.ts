@@ -8,6 +8,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as HashMap from "effect/HashMap"
+import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
@@ -37,13 +38,10 @@ export const claim = (
   record: PoolState.LeaseRecord
 ): Effect.Effect<boolean> =>
   Effect.flatMap(Ref.get(core.state), (state) => {
-    const claim = Claims.claimOf(core.config, state, record)
+    const claim = Claims.concerns(state, record) ? Claims.claimOf(core.config, state, record) : undefined
     if (claim === undefined) return isAsking(state) ? goOn(core, record, false) : granted
     return Effect.flatMap(Ref.get(sharing.link), ({ joined, members }) => {
-      if (!joined) {
-        sharing.leases.set(record.id, { claim, ticket: undefined, answered: false })
-        return granted
-      }
+      if (!joined) return decideAlone(core, sharing, record, claim, members)
       return Effect.gen(function*() {
         const { count } = yield* Ref.get(sharing.freed)
         const asking = yield* Effect.forkDaemon(sharing.port.claim(claim))
@@ -142,16 +140,41 @@ export const settled = (
   if (!end) {
     if (held.answered || !answered) return Effect.void
     sharing.leases.set(lease, { ...held, answered: true })
+    noteLate(sharing, held, true, false, undefined)
     return ticket === undefined ? Effect.void : sharing.port.settle(ticket, { _tag: "Answered" })
   }
   sharing.leases.delete(lease)
-  if (ticket === undefined) return Effect.void
+  if (ticket === undefined) {
+    if (sent) noteLate(sharing, held, !held.answered, true, usage)
+    return Effect.void
+  }
   if (!sent) return sharing.port.settle(ticket, { _tag: "Unsent" })
   const ended = { ...held, usage }
   // The others must know how a probe went before they may try again.
   return claim.probes.length === 0
     ? settle(sharing, ended)
     : Effect.zipRight(Ref.update(sharing.endings, (all) => [...all, ended]), Queue.offer(sharing.changed, undefined))
+}
+
+/**
+ * While a pool joins the others, what it had taken before is told already, and what is under way is claimed only then:
+ * nobody else would hear of what is answered in between.
+ */
+const noteLate = (
+  { late }: PoolCore.Sharing,
+  { claim, ticket }: PoolCore.SharedLease,
+  requests: boolean,
+  tokens: boolean,
+  usage: PoolCore.SharedLease["usage"]
+): void => {
+  const before = MutableRef.get(late)
+  if (before === undefined || ticket !== undefined) return
+  const taken = claim.limits.flatMap(({ amount, ...limit }) => {
+    if (limit.unit === "requests") return requests ? [{ _tag: "Taken" as const, ...limit, amount }] : []
+    const used = usage === undefined ? amount : usage.input + usage.output
+    return tokens ? [{ _tag: "Taken" as const, ...limit, amount: used }] : []
+  })
+  MutableRef.set(late, [...before, ...taken])
 }
 
 const settle = ({ port }: PoolCore.Sharing, { ticket, usage }: PoolCore.SharedLease): Effect.Effect<void> =>
@@ -410,16 +433,19 @@ const join = (
     })
     // What it knows of others' use, or of its own before it began, is not its to tell: all who loaded it would.
     const since = isKept ? link.awaySince : core.startedAt
+    // What is only read again was decided together all the time. Else each keeps to its part until all is told; who was
+    // there before an engine lost what it knew may still have to come back.
     yield* Ref.set(sharing.link, {
       ...link,
-      joined: false,
-      members: Math.max(1, news.members),
+      joined: link.joined && isKept,
+      members: Math.max(1, news.members, isKept ? 1 : link.members),
       awaySince: link.joined ? yield* MonotonicTime.now : link.awaySince,
       versions,
       told
     })
     const decided = new Set(newer.map(({ keyId }) => keyId))
     const now = yield* MonotonicTime.now
+    MutableRef.set(sharing.late, [])
     const taken = Claims.takenSince(yield* Ref.get(core.state), since, now)
     yield* tell(
       core,
@@ -437,17 +463,34 @@ const join = (
     }
     yield* settleAll(sharing, endings)
     yield* declareHeld(sharing)
-    yield* Ref.update(sharing.link, (link) => ({ ...link, joined: true }))
+    const late = MutableRef.get(sharing.late) ?? []
+    MutableRef.set(sharing.late, undefined)
+    if (late.length > 0) yield* sharing.port.tell(together(late))
+    yield* Ref.update(sharing.link, (link) => ({ ...link, joined: true, members: Math.max(1, news.members) }))
     yield* divide(core, 1)
     yield* watcher.joined
     yield* Deferred.succeed(sharing.met, undefined)
   })
 
+/** As few notices as there are limits. */
+const together = (
+  taken: ReadonlyArray<Extract<SharedPool.Notice, { readonly _tag: "Taken" }>>
+): ReadonlyArray<SharedPool.Notice> => {
+  const all = new Map<string, Extract<SharedPool.Notice, { readonly _tag: "Taken" }>>()
+  for (const one of taken) {
+    const name = `${SharedPool.nameOf(one.subject)} ${one.unit} ${one.windowMillis}`
+    all.set(name, { ...one, amount: one.amount + (all.get(name)?.amount ?? 0) })
+  }
+  return [...all.values()]
+}
+
 /** What was begun while nobody could decide is taken now, whatever is left. */
-const declareHeld = (sharing: PoolCore.Sharing): Effect.Effect<void> =>
+const declareHeld = (sharing: PoolCore.Sharing, most = Infinity): Effect.Effect<void> =>
   Effect.gen(function*() {
     const unknown = [...sharing.leases].filter(([, { ticket }]) => ticket === undefined)
     if (unknown.length === 0) return
+    // More begin meanwhile than can be told of: from now on each asks for itself, or this would never end.
+    if (unknown.length >= most) yield* Ref.update(sharing.link, (link) => ({ ...link, joined: true }))
     const answers = yield* Effect.forEach(
       unknown,
       ([id, { answered, claim }]) =>
@@ -470,7 +513,7 @@ const declareHeld = (sharing: PoolCore.Sharing): Effect.Effect<void> =>
         ),
       { concurrency: 8 }
     )
-    if (answers.every((known) => known)) yield* declareHeld(sharing)
+    if (answers.every((known) => known)) yield* declareHeld(sharing, unknown.length)
   })
 
 const noLease: PoolCore.SharedLease = {

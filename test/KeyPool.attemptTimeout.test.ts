@@ -284,4 +284,16 @@ describe("attempts that take too long", () => {
       }
       yield* Fiber.interrupt(call)
     }))
+
+  test("C3: an attempt that hangs is aborted also where those that began with it teach what is usual", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream((_, index) => index === 0 ? never : ok(500))
+      const pool = yield* KeyPool.make({ keys: keys("ab"), ...plain })
+      const calls = yield* Effect.replicateEffect(asked(pool, provider), 25)
+      // Nothing else begins meanwhile.
+      yield* TestClock.adjust(40 * second)
+      const ended = yield* Effect.forEach(calls, (call) => Fiber.poll(call))
+      assert.strictEqual(ended.filter(({ _tag }) => _tag === "Some").length, 25)
+      assert.strictEqual((yield* provider.sent).length, 26)
+    }))
 })

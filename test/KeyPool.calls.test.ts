@@ -486,6 +486,26 @@ describe("limits of a call", () => {
       assert.deepStrictEqual(order, ["high", "around", "stream", "normal", "low", "own"])
     }))
 
+  test("C3: the deadline says so itself, though its timer be late", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream(() => ok(1_000))
+      const pool = yield* KeyPool.make({ keys: keys("a", { a: { limits: { concurrency: 1 } } }), ...plain })
+      const first = yield* Effect.fork(pool.run(provider.send))
+      yield* calm
+      const clock = yield* Effect.clock
+      // In a busy process: the pool's own timers come in time, the call's do not.
+      const sleep: Clock.Clock["sleep"] = (duration) => clock.sleep(Duration.sum(duration, "20 millis"))
+      const late = yield* pool.run(provider.send).pipe(
+        CallOptions.withOptions({ deadline: 30 }),
+        Effect.withClock(Object.create(clock, { sleep: { value: sleep } })),
+        Effect.flip,
+        Effect.fork
+      )
+      yield* TestClock.adjust(50)
+      assert.strictEqual((yield* Fiber.join(late))._tag, "DeadlineExceeded")
+      yield* Fiber.interrupt(first)
+    }))
+
   test("C3: the deadline holds for pool.lease too", () =>
     Effect.gen(function*() {
       const limited = keys("a", { a: { limits: { concurrency: 1 } } })

@@ -3,6 +3,7 @@ import { assert, describe } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as TestClock from "effect/TestClock"
 import type * as AnnouncedLimit from "../src/AnnouncedLimit.js"
@@ -221,6 +222,39 @@ describe("A1: declared limits", () => {
 })
 
 describe("A2: announced limits", () => {
+  for (
+    const [order, takes] of [
+      ["the order they were sent", (remaining: number) => 100 - remaining],
+      ["reverse order", (remaining: number) => 10 * remaining]
+    ] as const
+  ) {
+    test(`A2: what was in flight before anything was known is counted once, answered in ${order}`, () =>
+      Effect.gen(function*() {
+        for (const limit of [2, 10]) {
+          const pool = yield* KeyPool.make({ name: `${limit}`, keys: keys("a"), ...plain, maxWait: 0 })
+          let left = limit
+          const call = pool.run((lease) =>
+            Effect.gen(function*() {
+              const remaining = --left
+              assert.isAtLeast(remaining, 0, "no more than there are")
+              yield* Effect.sleep(takes(remaining))
+              lease.announced([{ name: "requests", limit, remaining, resetMillis: 60_000 }])
+            })
+          )
+          const calls = yield* Effect.fork(Effect.replicateEffect(call, limit / 2, { concurrency: "unbounded" }))
+          yield* TestClock.adjust("1 second")
+          yield* Fiber.join(calls)
+          assert.deepInclude((yield* keyOf(pool, "a")).limits?.[0], { remaining: limit / 2 })
+          const others = yield* Effect.fork(
+            Effect.replicateEffect(Effect.exit(call), limit, { concurrency: "unbounded" })
+          )
+          yield* TestClock.adjust("1 second")
+          const ends = yield* Fiber.join(others)
+          assert.strictEqual(ends.filter(Exit.isSuccess).length, limit / 2, "all that is left, and no more")
+        }
+      }))
+  }
+
   const said = (remaining: number, resetMillis: number): ReadonlyArray<AnnouncedLimit.Said> => [
     { name: "requests", limit: 10, remaining, resetMillis }
   ]
@@ -365,5 +399,61 @@ describe("A3: learned limits", () => {
       yield* TestClock.adjust("5 seconds")
       yield* Fiber.join(call)
       assert.deepStrictEqual(yield* provider.trace, ["a@0", "a@2020", "a@4040"])
+    }))
+
+  for (const [where, quotaGroup] of [["to another group", "h"], ["out of all groups", undefined]] as const) {
+    test(`A1, K5: what an attempt took of a group is that group's, though its key goes over ${where} meanwhile`, () =>
+      Effect.gen(function*() {
+        const limits = { requestsPerMinute: 2 }
+        const remaining = (pool: KeyPool.Service, label: string) =>
+          Effect.map(keyOf(pool, label), (key) => key.limits?.map(({ remaining }) => remaining))
+        const provider = yield* upstream(() => ok(1_000))
+        const pool = yield* KeyPool.make({
+          keys: keys("ab", { a: { quotaGroup: "g", limits }, b: { quotaGroup: "g", limits } }),
+          strategy: "sequential-then-rotate",
+          ...plain
+        })
+        const call = yield* Effect.fork(pool.run(provider.send))
+        yield* calm
+        yield* pool.keyring.add({ secret: "secret-a", label: "a", quotaGroup, limits })
+        yield* TestClock.adjust("1 second")
+        assert.strictEqual(yield* Fiber.join(call), "a")
+        assert.deepStrictEqual([yield* remaining(pool, "a"), yield* remaining(pool, "b")], [[2], [1]])
+        yield* TestClock.adjust("1 minute")
+        assert.deepStrictEqual([yield* remaining(pool, "a"), yield* remaining(pool, "b")], [[2], [2]])
+      }))
+  }
+
+  test("F3: amounts that are no numbers, or no amounts, close no key and open none", () =>
+    Effect.gen(function*() {
+      const limits = { tokensPerMinute: 100 }
+      for (const amount of [Number.NaN, Infinity, -1e9, 1e300]) {
+        const settings = { ...plain, maxWait: 0 }
+        const asked = yield* KeyPool.make({
+          name: `asked ${amount}`,
+          keys: keys("ab", { a: { limits }, b: { limits } }),
+          ...settings
+        })
+        yield* asked.run(() => Effect.void, { tokens: { input: amount } })
+        yield* asked.run(() => Effect.void, { tokens: { maxOutput: amount } })
+        const used = yield* KeyPool.make({ name: `used ${amount}`, keys: keys("a", { a: { limits } }), ...settings })
+        yield* used.run((lease) => Effect.sync(() => lease.used({ input: amount, output: 1 })), {
+          tokens: { input: 7 }
+        })
+        assert.deepStrictEqual((yield* keyOf(used, "a")).limits?.map(({ remaining }) => remaining), [93])
+        const told = yield* KeyPool.make({ name: `told ${amount}`, keys: keys("a"), ...settings })
+        for (const said of [{ resetMillis: amount }, { remaining: amount }, { limit: amount, remaining: 1 }]) {
+          const one = { name: "requests", limit: 10, remaining: 0, resetMillis: 1_000, ...said }
+          yield* told.run((lease) => Effect.sync(() => lease.announced([one])))
+          yield* TestClock.adjust("2 minutes")
+        }
+        for (const label of ["a", "b"]) {
+          const [left] = (yield* keyOf(asked, label)).limits ?? []
+          assert.strictEqual(left?.remaining, 100)
+        }
+        yield* asked.run(() => Effect.void, { tokens: { input: 90 } })
+        yield* used.run(() => Effect.void, { tokens: { input: 90 } })
+        yield* told.run(() => Effect.void)
+      }
     }))
 })

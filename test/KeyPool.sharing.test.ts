@@ -10,6 +10,7 @@ import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import * as TestClock from "effect/TestClock"
 import type * as ApiKey from "../src/ApiKey.js"
 import * as Fault from "../src/Fault.js"
@@ -75,6 +76,20 @@ describe("P4: what is told", () => {
       yield* calm
       assert.strictEqual(yield* closedFor(there, "a"), 10_020)
       assert.strictEqual(yield* closedFor(there, "b"), undefined)
+    }))
+
+  test("T4, P4: what others hold back of a key is among the reasons", () =>
+    Effect.gen(function*() {
+      const { pools: [here, there] } = yield* together(2, {
+        keys: keys("a", { a: { limits: { requestsPerMinute: 1 } } }),
+        ...plain,
+        maxWait: 0
+      })
+      if (here === undefined || there === undefined) return assert.fail("there are two")
+      yield* here.run(() => Effect.void)
+      yield* Effect.flip(there.run(() => Effect.void))
+      const [key] = (yield* there.explain()).keys
+      assert.deepInclude(key, { verdict: "closed", gates: [{ gate: "limit", until: 60_000 }] })
     }))
 
   test("P4: told cooldowns merge by maximum: none is ever shortened", () =>
@@ -651,6 +666,124 @@ describe("P2, P4: an engine that is away", () => {
       const all = yield* Effect.fork(Effect.replicateEffect(Effect.either(here.run(() => Effect.void)), 9))
       yield* TestClock.adjust("1 second")
       assert.strictEqual((yield* Fiber.join(all)).filter(Either.isRight).length, 4)
+    }))
+
+  test("P4: while a pool reads everything again, limits stay those of all", () =>
+    Effect.gen(function*() {
+      const { engine, here, there } = yield* pair({
+        keys: keys("a", { a: { limits: { requestsPerMinute: 10 } } }),
+        ...plain,
+        maxWait: 0
+      })
+      const send = (pool: KeyPool.Service, times: number) =>
+        Effect.map(
+          Effect.replicateEffect(Effect.either(pool.run(() => Effect.void)), times),
+          (all) => all.filter(Either.isRight).length
+        )
+      assert.deepStrictEqual([yield* send(here, 6), yield* send(there, 3)], [6, 3])
+      // Both have something to tell, which takes its time.
+      yield* engine.slow(20)
+      yield* engine.loseAll
+      yield* calm
+      const more = [yield* send(here, 9), yield* send(there, 9)]
+      // No more than its half of the limit has each: one of them has used that up already.
+      assert.deepStrictEqual(more, [0, 2])
+      yield* TestClock.adjust("1 second")
+      yield* engine.slow(0)
+      yield* TestClock.adjust("2 seconds")
+      assert.deepStrictEqual([yield* send(here, 9), yield* send(there, 9)], [0, 0])
+    }))
+
+  test("A1, P4: what is more than a pool's part of a limit passes when nothing is taken", () =>
+    Effect.gen(function*() {
+      const { engine, here } = yield* pair({
+        keys: keys("a", { a: { limits: { tokensPerMinute: 1_000 } } }),
+        ...plain,
+        maxWait: 0
+      })
+      yield* engine.cutOff()
+      yield* calm
+      const large = Effect.either(here.run(() => Effect.void, { tokens: { input: 800, maxOutput: 0 } }))
+      assert.deepStrictEqual([Either.isRight(yield* large), Either.isRight(yield* large)], [true, false])
+    }))
+
+  test("A1, P4: what is answered while a pool comes back counts for all", () =>
+    Effect.gen(function*() {
+      const { engine, here, there } = yield* pair({
+        keys: keys("a", { a: { limits: { requestsPerMinute: 10, tokensPerMinute: 1_000 } } }),
+        ...plain,
+        maxWait: 0
+      })
+      const send = (pool: KeyPool.Service, times: number) =>
+        Effect.map(
+          Effect.replicateEffect(
+            Effect.either(pool.run(() => Effect.void, { tokens: { input: 1, maxOutput: 0 } })),
+            times
+          ),
+          (all) => all.filter(Either.isRight).length
+        )
+      yield* engine.cutOff()
+      yield* calm
+      assert.strictEqual(yield* send(here, 1), 1)
+      yield* engine.slow(20)
+      yield* engine.restore()
+      yield* calm
+      assert.strictEqual(yield* send(here, 9), 4)
+      yield* TestClock.adjust("1 second")
+      yield* engine.slow(0)
+      assert.strictEqual(yield* send(there, 10), 5)
+    }))
+
+  test("P4: however much is begun meanwhile, claims are decided together again", () =>
+    Effect.gen(function*() {
+      const { asked, engine, forget, here } = yield* pair({
+        keys: keys("a", { a: { limits: { concurrency: 100_000 } } }),
+        ...plain
+      })
+      yield* engine.cutOff()
+      yield* calm
+      // More begin, and last for a while, than can be told of one after the other.
+      yield* Effect.forkScoped(Effect.forever(Effect.zipRight(
+        Effect.replicateEffect(Effect.forkScoped(here.run(() => Effect.sleep("5 seconds"))), 40),
+        Effect.sleep(100)
+      )))
+      yield* TestClock.adjust(150)
+      yield* engine.slow(24)
+      yield* engine.restore()
+      yield* TestClock.adjust(1_200)
+      yield* forget
+      yield* TestClock.adjust(200)
+      const claims = (yield* asked).filter((one): one is SharedPool.Claim => !("_tag" in one))
+      assert.strictEqual(claims.length, 80)
+      assert.isTrue(claims.every(({ held }) => held !== true))
+    }), { timeout: 30_000 })
+
+  test("P2, C6: an engine that is broken fails no call, and holds up none", () =>
+    Effect.gen(function*() {
+      const broken = Effect.die(new Error("a bug"))
+      const engine = yield* SharedPool.makeMemory
+      const settings = { keys: keys("ab", { a: { limits: { concurrency: 1 } } }), ...plain, maxWait: 0 } as const
+      const events = yield* watch
+      for (const part of ["claim", "tell", "settle", "news"] as const) {
+        const share = (pool: string) =>
+          Effect.map(engine.share(`${pool} ${part}`), (port): SharedPool.SharedPool => ({
+            ...port,
+            claim: part === "claim" ? () => broken : port.claim,
+            tell: part === "tell" ? () => broken : port.tell,
+            settle: part === "settle" ? () => broken : port.settle,
+            news: part === "news" ? Stream.concat(Stream.take(port.news, 1), Stream.die(new Error("a bug"))) : port.news
+          }))
+        const pool = yield* KeyPool.make({ ...settings, name: part }).pipe(
+          Effect.provideService(PoolStore.PoolStore, { ...PoolStore.none, share })
+        )
+        yield* report(pool, "a", "RateLimited", { wait: "1 second", scope: "key" })
+        yield* TestClock.adjust("2 seconds")
+        const all = yield* Effect.forEach([1, 2, 3, 4], () => Effect.exit(pool.run(() => Effect.void)))
+        assert.deepStrictEqual(all.map(Exit.isSuccess), [true, true, true, true], part)
+        assert.strictEqual(yield* inFlight(pool), 0, part)
+      }
+      const told = named(yield* events, "store.degraded")
+      assert.deepStrictEqual(told.map(({ pool }) => pool), ["news"])
     }))
 
   test("P4: a pool that is gone holds nothing for ever", () =>

@@ -64,7 +64,7 @@ describe("ProviderHealth", () => {
         if (seen === undefined) continue
         running = running.filter((other) => other !== seen)
         const { attempt } = seen
-        health = ProviderHealth.decided(health, attempt)
+        health = ProviderHealth.decided(health, attempt, now)
         const before = ProviderHealth.outageOf(health, origin, attempt.model)
         if (act === "success") {
           const said = ProviderHealth.succeeded(health, attempt, { leases, offered: 0.01, waiting }, now)
@@ -110,7 +110,7 @@ describe("ProviderHealth", () => {
         const { health: begun, nth } = ProviderHealth.began(health, one, probeMillis, now)
         const attempt = { ...one, nth }
         const answered = ProviderHealth.succeeded(
-          ProviderHealth.decided(begun, attempt),
+          ProviderHealth.decided(begun, attempt, now),
           attempt,
           { leases, offered: 0.01, waiting: false },
           now
@@ -154,5 +154,27 @@ describe("ProviderHealth", () => {
     assert.approximately(count(1_500, 2_500), 40, 1)
     health = ProviderHealth.began(health, attempt(1_000, 0), probeMillis, now + 1_000).health
     assert.isTrue(health.idle)
+  })
+
+  it("F2, C9: what nobody asks for any more is forgotten, and all is idle again", () => {
+    const of = (lease: number, model: string): ProviderHealth.Attempt => ({ origin, model, lease, slot: lease, nth: 0 })
+    const around = { leases: 1, inFlight: 0, recent: 0, answeredSince: () => true }
+    const refusal = { at: 0, keyId: "a", group: "a", code: undefined, until: 60_000, told: true }
+    const { health: faulted } = ProviderHealth.faulted(ProviderHealth.initial, of(1, "gone"), around, 0)
+    const { health: refused } = ProviderHealth.limited(faulted, of(2, "too"), { ...refusal, lease: 2 })
+    const other = of(3, "other")
+    const soon = ProviderHealth.decided(refused, other, 600_000 - 1)
+    assert.strictEqual(ProviderHealth.faultsInRow(soon, origin, "gone"), 1)
+    assert.strictEqual(HashMap.size(soon.refusals), 0)
+    assert.isFalse(soon.idle)
+    assert.isTrue(ProviderHealth.decided(soon, other, 600_000).idle)
+
+    let limited = ProviderHealth.initial
+    for (const group of ["a", "b", "c"]) {
+      limited = ProviderHealth.limited(limited, of(1, "gone"), { ...refusal, keyId: group, group, lease: 1 }).health
+    }
+    assert.strictEqual(ProviderHealth.decided(limited, other, 60_000 - 1), limited)
+    assert.isTrue(ProviderHealth.isGating(limited))
+    assert.isTrue(ProviderHealth.decided(limited, other, 60_000).idle)
   })
 })

@@ -60,6 +60,8 @@ export interface Listener {
  * @category models
  */
 export interface RedisLink {
+  /** Where the keys are: the database, and what the client puts before their names. */
+  readonly place: string
   /** Runs a script, within so many milliseconds. */
   readonly run: (
     script: Script,
@@ -228,6 +230,7 @@ export const make = (
     })
 
     return {
+      place: placeOf(reach),
       run: (script, keys, args, millis) =>
         command(async (isLate) => {
           try {
@@ -310,10 +313,39 @@ const on = (client: Redis | Cluster, event: string, listener: (...args: Readonly
     () => Effect.sync(() => client.off(event, listener))
   )
 
+const placeOf = (reach: RedisSettings.Reach): string => {
+  if (reach._tag === "Server") return `${reach.server.db}:`
+  const { options } = reach.client
+  return `${"db" in options ? options.db ?? 0 : 0}:${options.keyPrefix ?? ""}`
+}
+
 const duplicate = (client: Redis | Cluster): Redis | Cluster => {
   // Channels have no prefix: what scripts publish has none.
-  const more = { keyPrefix: "", autoResubscribe: false, lazyConnect: false }
-  return client instanceof Cluster ? client.duplicate([], more) : client.duplicate(more)
+  const more = { keyPrefix: "", autoResubscribe: false }
+  return client instanceof Cluster
+    ? client.duplicate([], { ...more, lazyConnect: false })
+    : connecting(client.duplicate({ ...more, lazyConnect: true }))
+}
+
+/**
+ * Begins to connect a client that has not yet. ioredis listens for one error of a socket, and a socket may have two (TLS:
+ * what the client has against the server, and what the server says when it is left): the second would end the process.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const connecting = (redis: Redis): Redis => {
+  const connector: unknown = Reflect.get(redis, "connector")
+  const connect: unknown = Predicate.isObject(connector) ? Reflect.get(connector, "connect") : undefined
+  if (Predicate.isObject(connector) && Predicate.isFunction(connect)) {
+    Reflect.set(connector, "connect", async (...args: ReadonlyArray<unknown>): Promise<unknown> => {
+      const socket: unknown = await Reflect.apply(connect, connector, args)
+      if (Predicate.hasProperty(socket, "on") && Predicate.isFunction(socket.on)) socket.on("error", ignore)
+      return socket
+    })
+  }
+  redis.connect().catch(ignore)
+  return redis
 }
 
 /** A client that comes back after pauses that grow, unless it was well for a while. */
@@ -322,6 +354,7 @@ const connected = (options: RedisOptions, now: () => number, jitter: () => numbe
   let readyAt = Infinity
   const redis = new Redis({
     ...options,
+    lazyConnect: true,
     retryStrategy: () => {
       failures = now() >= readyAt + steadyMillis ? 1 : failures + 1
       readyAt = Infinity
@@ -332,7 +365,7 @@ const connected = (options: RedisOptions, now: () => number, jitter: () => numbe
     readyAt = now()
     redis.client("SETNAME", "keymesh").catch(ignore)
   })
-  return redis
+  return connecting(redis)
 }
 
 /**

@@ -33,7 +33,7 @@ export const make = (
   pool: string
 ): Effect.Effect<SharedPool.SharedPool, never, Scope.Scope> =>
   Effect.gen(function*() {
-    const names = Wording.namesOf(settings.prefix, pool)
+    const names = Wording.namesOf(settings.prefix, pool, link.place)
     const member = newMember()
     const keepMillis = text(Math.max(leastKept, settings.memberMillis * 4))
     const standing = MutableRef.make<Standing>({
@@ -52,6 +52,8 @@ export const make = (
     const tickets = new Map<string, Wording.Ticket>()
     const outbox = new Map<string, Parcel>()
     const claims = MutableRef.make(0)
+    /** How many claims nobody has answered yet. */
+    const asking = MutableRef.make(0)
 
     const missed = () => {
       set({ missed: true })
@@ -116,7 +118,7 @@ export const make = (
       set({ missed: false, behind: undefined })
       const reply = yield* link.run(
         Scripts.join,
-        [names.meta, names.members, names.cooldowns, names.breakers],
+        [names.meta, names.members, names.cooldowns, names.breakers, names.held],
         [member, names.channel, text(epoch), text(seq), text(settings.memberMillis), keepMillis],
         settings.commandMillis
       )
@@ -237,6 +239,9 @@ export const make = (
       wakeSender.unsafeOffer(undefined)
     }
 
+    /** Also what it may be about to hold, and what could not be told any more. */
+    const holdsSomething = () => tickets.size + outbox.size + MutableRef.get(asking) > 0
+
     yield* link.listen(names.channel, { onMessage, onState })
     yield* link.watch((ready) => {
       if (!ready && MutableRef.get(standing).phase === "joined") lose(link.problem())
@@ -244,11 +249,13 @@ export const make = (
     yield* Effect.addFinalizer(() =>
       Effect.ignore(Effect.zipRight(
         flush,
-        link.run(
-          Scripts.leave,
-          [names.meta, names.members],
-          [member, names.channel, text(settings.memberMillis), tickets.size > 0 ? "1" : "0"],
-          settings.commandMillis
+        Effect.suspend(() =>
+          link.run(
+            Scripts.leave,
+            [names.meta, names.members],
+            [member, names.channel, text(settings.memberMillis), holdsSomething() ? "1" : "0"],
+            settings.commandMillis
+          )
         )
       ))
     )
@@ -298,7 +305,8 @@ export const make = (
             ...ticket.l.map(({ k }) => names.log(k)),
             ...ticket.p.map(({ o }) => names.probe(o))
           ]
-          const args = [member, text(epoch), keepMillis, JSON.stringify(ticket)]
+          const args = [member, text(epoch), keepMillis, JSON.stringify(ticket), text(settings.memberMillis)]
+          MutableRef.increment(asking)
           return link.run(Scripts.claim, keys, args, settings.claimMillis).pipe(
             Effect.map((reply): SharedPool.Answer => {
               const [said, gate, index, wait, free] = Array.isArray(reply) ? reply : []
@@ -308,7 +316,7 @@ export const make = (
               }
               const refused = said === "no" ? refusal(claim, String(gate), Number(index) - 1) : undefined
               if (refused === undefined) {
-                lose(lostMemory)
+                lose(said === "gone" ? takenForGone : lostMemory)
                 return away
               }
               const forMillis = Number(wait) < 0 ? Infinity : Number(wait)
@@ -319,7 +327,8 @@ export const make = (
               if (sent) giveBack()
               lose(problem)
               return Effect.succeed(away)
-            })
+            }),
+            Effect.ensuring(Effect.sync(() => MutableRef.decrement(asking)))
           )
         }),
       settle: (ticket, settled) =>
@@ -374,6 +383,7 @@ const newMember = (): string =>
   )
 
 const away = { _tag: "Away" } as const
+const takenForGone = "Redis had not heard of this process for too long"
 const lostMemory = "Redis had forgotten what it knew"
 
 const text = (number: number): string => String(Math.ceil(number))

@@ -28,6 +28,11 @@ local function text(number) return string.format('%.0f', number) end
 local function keep(key, millis)
   if redis.call('PTTL', key) < millis then redis.call('PEXPIRE', key, text(millis)) end
 end
+-- Whether a member was not heard of since: what it held may have been taken back.
+local function isGone(members, member, since)
+  local score = redis.call('ZSCORE', members, member)
+  return not score or tonumber(score) <= since
+end
 local function publish(meta, channel, from, news)
   if #news == 0 then return end
   local seq = redis.call('HINCRBY', meta, 'seq', 1)
@@ -111,14 +116,16 @@ end
 `
 
 /**
- * KEYS: meta, members, cooldowns, breakers.
+ * KEYS: meta, members, cooldowns, breakers, held.
  * ARGV: member, channel, its epoch, its seq, how long members count, how long keys are kept.
+ *
+ * Who was taken for gone holds again what was taken back.
  *
  * @since 0.1.0
  * @category scripts
  */
 export const join = RedisLink.script(`${common}${views}
-local meta, members, cooldowns, breakers = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local meta, members, cooldowns, breakers, held = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local now = clock()
 local known, seen = tonumber(ARGV[3]), tonumber(ARGV[4])
 local epoch = tonumber(redis.call('HGET', meta, 'epoch') or '0')
@@ -138,10 +145,24 @@ if epoch == 0 or epoch < known or (epoch == known and seq < seen) then
 elseif known > 0 and epoch ~= known then
   kept = 0
 end
+if known > 0 and isGone(members, ARGV[1], now - tonumber(ARGV[5])) then
+  local all = redis.call('HGETALL', held)
+  for i = 1, #all, 2 do
+    local ticket = string.sub(all[i], 1, 2) == 't|' and cjson.decode(all[i + 1])
+    if ticket and ticket.m == ARGV[1] and ticket.r then
+      for _, l in ipairs(ticket.l) do
+        if not (ticket.a and l.u == 'r') then redis.call('HINCRBY', held, 'h|' .. l.k, text(l.a)) end
+      end
+      for _, c in ipairs(ticket.c) do redis.call('HINCRBY', held, 'c|' .. c.o, 1) end
+      ticket.r = nil
+      redis.call('HSET', held, all[i], cjson.encode(ticket))
+    end
+  end
+end
 redis.call('ZADD', members, text(now), ARGV[1])
 local alive = redis.call('ZCOUNT', members, '(' .. text(now - tonumber(ARGV[5])), '+inf')
 publish(meta, ARGV[2], ARGV[1], { { t = 'M', n = alive } })
-for i = 1, 4 do keep(KEYS[i], tonumber(ARGV[6])) end
+for i = 1, 5 do keep(KEYS[i], tonumber(ARGV[6])) end
 local c, all = {}, redis.call('HGETALL', cooldowns)
 for i = 1, #all, 2 do
   local known = cjson.decode(all[i + 1])
@@ -157,7 +178,7 @@ return { text(epoch), redis.call('HGET', meta, 'seq'), alive, kept, cjson.encode
  * KEYS: meta, members, cooldowns, breakers, held.
  * ARGV: member, how long members count, how long keys are kept.
  *
- * Gives the tickets of members that are gone, to one of those who ask.
+ * Gives the tickets of members that are gone, to one of those who ask. Who was taken for gone has to join again.
  *
  * @since 0.1.0
  * @category scripts
@@ -165,6 +186,7 @@ return { text(epoch), redis.call('HGET', meta, 'seq'), alive, kept, cjson.encode
 export const beat = RedisLink.script(`${common}${views}
 local meta, members, cooldowns, held = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 local now = clock()
+if isGone(members, ARGV[1], now - tonumber(ARGV[2])) then return { '0', '0', 0, '[]' } end
 redis.call('ZADD', members, text(now), ARGV[1])
 -- A clock that was set back must not make anybody live longer.
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', members, '(' .. text(now), '+inf')) do
@@ -307,7 +329,7 @@ return { 'ok', cjson.encode(stands) }
 
 /**
  * KEYS: meta, members, held, cooldowns, breakers, then the logs of the limits, then the probes.
- * ARGV: member, its epoch, how long keys are kept, the ticket.
+ * ARGV: member, its epoch, how long keys are kept, the ticket, how long members count.
  *
  * @since 0.1.0
  * @category scripts
@@ -317,9 +339,11 @@ local meta, members, held, cooldowns, breakers = KEYS[1], KEYS[2], KEYS[3], KEYS
 if redis.call('HGET', meta, 'epoch') ~= ARGV[2] then return { 'epoch' } end
 local now = clock()
 local ticket = cjson.decode(ARGV[4])
+if redis.call('HDEL', held, 'x|' .. ticket.t) == 1 then return { 'late' } end
+-- Who was taken for gone joins first, and so has what it holds again.
+if isGone(members, ARGV[1], now - tonumber(ARGV[5])) then return { 'gone' } end
 -- To claim is to be alive; before anything is held, so that nothing is ever held by nobody.
 redis.call('ZADD', members, text(now), ARGV[1])
-if redis.call('HDEL', held, 'x|' .. ticket.t) == 1 then return { 'late' } end
 local gate, index, wait, free = nil, 0, 0, 0
 -- Of all that does not fit, what fits last; -1 is never by itself. Who gives something back tells those who wanted it.
 local function refuse(name, i, subject, millis, mayFree)
@@ -328,17 +352,17 @@ local function refuse(name, i, subject, millis, mayFree)
     gate, index, wait, free = name, i, millis, mayFree and 1 or 0
   end
 end
-for i, p in ipairs(ticket.p) do
-  local left = redis.call('PTTL', KEYS[5 + #ticket.l + i])
-  if left > 0 then refuse('probing', i, p.o, left, true) end
-  -- Who asks may not have heard yet that the last probe went wrong. If it is only ahead of what it tells, it asks again.
-  local breaker = p.b and redis.call('HGET', breakers, p.b)
-  left = breaker and cjson.decode(breaker).u or 0
-  local cooldown = redis.call('HGET', cooldowns, p.o)
-  if cooldown then left = math.max(left, cjson.decode(cooldown).u) end
-  if left > now then refuse('probing', i, p.o, math.min(1000, left - now), true) end
-end
 if not ticket.h then
+  for i, p in ipairs(ticket.p) do
+    local left = redis.call('PTTL', KEYS[5 + #ticket.l + i])
+    if left > 0 then refuse('probing', i, p.o, left, true) end
+    -- Who asks may not have heard yet that the last probe went wrong. If it is only ahead of what it tells, it asks again.
+    local breaker = p.b and redis.call('HGET', breakers, p.b)
+    left = breaker and cjson.decode(breaker).u or 0
+    local cooldown = redis.call('HGET', cooldowns, p.o)
+    if cooldown then left = math.max(left, cjson.decode(cooldown).u) end
+    if left > now then refuse('probing', i, p.o, math.min(1000, left - now), true) end
+  end
   for i, c in ipairs(ticket.c) do
     local taken = tonumber(redis.call('HGET', held, 'c|' .. c.o) or '0')
     if taken >= c.n then refuse('concurrency', i, c.o, -1, true) end
@@ -354,7 +378,8 @@ end
 if gate then return { 'no', gate, index, math.ceil(wait), free } end
 for _, l in ipairs(ticket.l) do redis.call('HINCRBY', held, 'h|' .. l.k, text(l.a)) end
 for _, c in ipairs(ticket.c) do redis.call('HINCRBY', held, 'c|' .. c.o, 1) end
-for i, p in ipairs(ticket.p) do redis.call('SET', KEYS[5 + #ticket.l + i], ticket.t, 'PX', text(p.w), 'NX') end
+-- In its last millisecond a probe has nothing left, but is still there: it is over, and is replaced.
+for i, p in ipairs(ticket.p) do redis.call('SET', KEYS[5 + #ticket.l + i], ticket.t, 'PX', text(p.w)) end
 redis.call('HSET', held, 't|' .. ticket.t, ARGV[4])
 if redis.call('PTTL', held) < 0 then redis.call('PEXPIRE', held, ARGV[3]) end
 return { 'yes' }
@@ -415,7 +440,7 @@ for _, at in ipairs(cjson.decode(ARGV[5])) do
       counted(ticket, at, 't')
       over(ticket, at)
       -- Should its process be there after all, what it says of it counts once more.
-      ticket.r, ticket.a = now, false
+      ticket.r = now
       redis.call('HSET', held, field, cjson.encode(ticket))
     end
   else

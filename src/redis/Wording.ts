@@ -9,7 +9,8 @@ import * as Fault from "../Fault.js"
 import type * as SharedPool from "../SharedPool.js"
 
 /**
- * The names of a pool's keys. What stands in braces is all that a cluster looks at to place a key.
+ * The names of a pool's keys. What stands in braces is all that a cluster looks at to place a key. Channels are common to
+ * all databases of a server, and no client puts its prefix before them: `place` tells them apart.
  *
  * @since 0.1.0
  * @category models
@@ -30,7 +31,7 @@ export interface Names {
  * @since 0.1.0
  * @category constructors
  */
-export const namesOf = (prefix: string, pool: string): Names => {
+export const namesOf = (prefix: string, pool: string, place = ""): Names => {
   const tag = `{${prefix}:${escaped(pool)}}`
   return {
     record: `${tag}:record`,
@@ -39,7 +40,7 @@ export const namesOf = (prefix: string, pool: string): Names => {
     cooldowns: `${tag}:cooldowns`,
     breakers: `${tag}:breakers`,
     held: `${tag}:held`,
-    channel: `${tag}:news`,
+    channel: `${tag}:news:${place}`,
     log: (limit) => `${tag}:log:${limit}`,
     probe: (subject) => `${tag}:probe:${subject}`
   }
@@ -223,12 +224,12 @@ export const limitName = (
 ): string => `${subject(of)}:${unit}:${cut(windowMillis)}`
 
 /**
- * Whole numbers only are counted: more rather than less.
+ * Whole numbers only are counted: more rather than less, but no more than can be counted.
  *
  * @since 0.1.0
  * @category encoding
  */
-export const amount = (taken: number): number => Number.isFinite(taken) ? Math.ceil(Math.max(0, taken)) : 0
+export const amount = (taken: number): number => Number.isFinite(taken) ? Math.max(0, cut(taken)) : 0
 
 /** A list as scripts write it: an empty one looks like an object. */
 const listOf = <A, I>(item: Schema.Schema<A, I>) =>

@@ -16,6 +16,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { inspect } from "node:util"
 import * as PoolStoreContract from "../../src/PoolStoreContract.js"
+import * as RedisLink from "../../src/redis/RedisLink.js"
 import * as RedisPoolStore from "../../src/redis/RedisPoolStore.js"
 import * as RedisMember from "../support/RedisMember.js"
 import * as RedisServer from "../support/RedisServer.js"
@@ -239,6 +240,30 @@ describe.skipIf(!RedisServer.isHere)("P4: servers and clients of all kinds", () 
       yield* RedisServer.until(redis.cli("client", "list"), (list) => !list.includes("sub=1"))
     }))
 
+  for (
+    const [what, apart] of [
+      ["databases", (port: number, i: number) => new Redis({ port, db: i })],
+      ["prefixes of their clients", (port: number, i: number) => new Redis({ port, keyPrefix: `app${i}:` })]
+    ] as const
+  ) {
+    test(`P4: pools of one name in different ${what} know nothing of each other`, (redis) =>
+      Effect.gen(function*() {
+        const [a, b] = yield* Effect.forEach([1, 2], (i) =>
+          Effect.gen(function*() {
+            const client = apart(redis.port, i)
+            yield* Effect.addFinalizer(() => Effect.sync(() => client.disconnect()))
+            return yield* RedisMember.make({ ...patient, client })
+          }))
+        if (a === undefined || b === undefined) return
+        // What was said while they joined has come, and been answered, by then.
+        yield* Effect.sleep(500)
+        yield* Effect.zipRight(a.forget, b.forget)
+        yield* a.tell([RedisMember.cooldown(RedisMember.key("k"), 60_000)])
+        yield* Effect.sleep(500)
+        assert.deepStrictEqual([yield* a.heard, yield* b.heard], [[], []])
+      }))
+  }
+
   test("a server with a user, a password and a database of its own", (redis) =>
     Effect.gen(function*() {
       yield* redis.cli(
@@ -273,6 +298,24 @@ describe.skipIf(!RedisServer.isHere)("P4: servers and clients of all kinds", () 
       yield* everything({ url: `redis://localhost:${port}`, prefix: "two", tls: { rejectUnauthorized: false } })
       const stranger = yield* RedisMember.begin({ ...patient, connectTimeout: 200, url: `rediss://localhost:${port}` })
       assert.match((yield* stranger.hears("Away")).problem, /\(DEPTH_ZERO_SELF_SIGNED_CERT\)/)
+    }))
+
+  test("a socket that has more than one error ends no process, and its client comes back", (server) =>
+    Effect.gen(function*() {
+      const redis = yield* Effect.acquireRelease(
+        Effect.sync(() =>
+          RedisLink.connecting(new Redis({ port: server.port, lazyConnect: true, retryStrategy: () => 10 }))
+        ),
+        (redis) => Effect.sync(() => redis.disconnect())
+      )
+      const seen: Array<string> = []
+      redis.on("error", ({ message }) => seen.push(message))
+      const ping = Effect.promise(() => redis.ping())
+      yield* ping
+      for (const message of ["one", "two"]) redis.stream.emit("error", new Error(message))
+      redis.stream.destroy()
+      assert.strictEqual(yield* ping, "PONG")
+      assert.deepStrictEqual(seen, ["one"])
     }))
 
   test("two connections, whatever the number of pools", (redis) =>

@@ -174,7 +174,7 @@ describe.skipIf(!RedisServer.isHere)("P4: news", () => {
       assert.isFalse((yield* b.heard).some(({ _tag }) => _tag === "Away"), "commands work")
       // And when it can listen again, it hears.
       yield* way.refuse(undefined)
-      yield* RedisServer.until(redis.cli("pubsub", "numsub", "{keymesh:test}:news"), (said) => said.endsWith("2"))
+      yield* RedisServer.until(redis.cli("pubsub", "numsub", "{keymesh:test}:news:0:"), (said) => said.endsWith("2"))
       yield* a.tell([cooldown(key("l"), 60_000)])
       yield* b.hears("Cooldown", ({ cooldown }) => cooldown.subject.of === "l")
     }))
@@ -242,9 +242,9 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
   test("a probe is free when its time is over, and when its outcome is told", (redis) =>
     Effect.gen(function*() {
       const [a, b] = yield* two(redis)
-      yield* granted(a, probe(key("k"), 100))
+      yield* granted(a, probe(key("k"), 2_000))
       const { forMillis } = yield* refused(b, probe(key("k")))
-      assert.isAtMost(forMillis, 100)
+      assert.isAtMost(forMillis, 2_000)
       yield* RedisServer.until(b.claim(probe(key("k"))), ({ _tag }) => _tag === "Granted")
       yield* refused(a, probe(key("k")))
       yield* b.tell([{ _tag: "Breaker", keyId: "k", from: undefined, to: { _tag: "Closed", trips: 0 } }])
@@ -449,7 +449,10 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
       const ticket = JSON.stringify({ t: "late.1", m: "m", l: [], c: [{ o: "k/z", n: 1 }], p: [] })
       const Scripts = yield* Effect.promise(() => import("../../src/redis/Scripts.js"))
       const keys = ["meta", "members", "held", "cooldowns", "breakers"].map((name) => `{keymesh:test}:${name}`)
-      assert.strictEqual(yield* redis.cli("eval", Scripts.claim.text, "5", ...keys, "m", epoch, "1000", ticket), "late")
+      assert.strictEqual(
+        yield* redis.cli("eval", Scripts.claim.text, "5", ...keys, "m", epoch, "1000", ticket, "15000"),
+        "late"
+      )
       yield* granted(b, places(key("z"), 1))
     }))
 
@@ -492,6 +495,71 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
       yield* refused(crashing, places(key("c"), 1))
       yield* b.settle(place, ended)
       yield* until(crashing.claim(places(key("c"), 1)))
+    }))
+
+  test("C6, P4: who was only taken for gone has what it holds again when it is back, and no longer than it holds it", (redis) =>
+    Effect.gen(function*() {
+      const way = yield* RedisServer.proxy(redis.port)
+      const quick = { ...patient, commandTimeout: 1_000, heartbeat: 50, memberTimeout: 400 }
+      const a = yield* RedisMember.make({ ...quick, url: way.url })
+      const b = yield* RedisMember.make({ ...quick, url: redis.url })
+      const ticket = yield* granted(a, places(key("c"), 2))
+      const given = yield* granted(a, places(key("c"), 2))
+      for (let round = 0; round < 2; round++) {
+        yield* way.swallow(true)
+        const places2 = [yield* until(b.claim(places(key("c"), 2))), yield* until(b.claim(places(key("c"), 2)))]
+        for (const place of places2) yield* b.settle(place, ended)
+        yield* a.forget
+        yield* way.swallow(false)
+        assert.isTrue((yield* a.hears("Joined")).kept)
+        assert.strictEqual(yield* redis.cli("hget", "{keymesh:test}:held", "c|k/c"), "2")
+        yield* refused(b, places(key("c"), 2))
+      }
+      yield* b.forget
+      yield* a.settle(ticket, ended)
+      yield* b.hears("Freed")
+      yield* granted(b, places(key("c"), 2))
+      yield* refused(b, places(key("c"), 2))
+      yield* a.settle(given, unsent)
+      yield* until(b.claim(places(key("c"), 2)))
+    }))
+
+  test("C6: a process that leaves while it is being answered leaves nothing behind", (redis) =>
+    Effect.gen(function*() {
+      const quick = { ...patient, url: redis.url, heartbeat: 50, memberTimeout: 400 }
+      const a = yield* RedisMember.make(quick)
+      const b = yield* RedisMember.make(quick)
+      const claiming = yield* Effect.fork(a.claim(places(key("c"), 1)))
+      yield* Effect.yieldNow()
+      yield* a.leave
+      yield* Fiber.await(claiming)
+      yield* until(b.claim(places(key("c"), 1)))
+    }))
+
+  test("what is under way already is taken, also where another has the probe or its outcome is told", (redis) =>
+    Effect.gen(function*() {
+      const [a, b] = yield* two(redis)
+      const claim = { ...probe(key("k")), concurrency: places(key("k"), 1).concurrency }
+      yield* granted(a, probe(key("k")))
+      yield* granted(b, { ...claim, held: true })
+      yield* a.tell([cooldown(key("k"), 60_000)])
+      yield* granted(b, { ...claim, held: true })
+      assert.strictEqual(yield* redis.cli("hget", "{keymesh:test}:held", "c|k/k"), "2")
+    }))
+
+  test("amounts beyond all sense take nothing by half", (redis) =>
+    Effect.gen(function*() {
+      const [a, b] = yield* two(redis)
+      const all: SharedPool.Claim = {
+        ...places(key("k"), 1),
+        limits: [
+          ...limited(key("k"), 1, 60_000).limits,
+          ...limited(key("k"), 1_000, 60_000, { unit: "tokens", amount: 1e25 }).limits
+        ]
+      }
+      const ticket = yield* granted(a, all)
+      yield* a.settle(ticket, unsent)
+      yield* until(b.claim(all))
     }))
 
   test("a process that leaves gives back what it held at once", (redis) =>
