@@ -176,7 +176,6 @@ describe.skipIf(!RedisServer.isHere)(`P4: ${count} processes, one pool`, () => {
       // one probe for each second.
       const probes = bad.filter((at) => at > openedAt + 500)
       assert.isBelow(bad.length - probes.length, 3 * count * 2)
-      assert.isAbove((probes[0] ?? 0) - openedAt, 900)
       assert.isAtLeast(probes.length, 3)
       for (const [i, at] of probes.entries()) {
         if (i > 0) assert.isAbove(at - (probes[i - 1] ?? 0), 950)
