@@ -138,7 +138,9 @@ export const imposeOnModel = (
   bench: KeyState.Bench,
   now: number
 ): PoolState.PoolState => {
-  const pruned = forgetModels(state, now)
+  const kept = forgetModels(state, now)
+  const hasRoom = HashMap.size(kept.rest.models) < mostModels || HashMap.has(kept.rest.models, model)
+  const pruned = hasRoom ? kept : withoutFirstOver(kept)
   const found = Option.getOrElse(
     HashMap.get(pruned.rest.models, model),
     (): PoolState.ModelBenches => ({ keys: HashMap.empty(), groups: HashMap.empty() })
@@ -214,6 +216,24 @@ const forgetModels = (state: PoolState.PoolState, now: number): PoolState.PoolSt
     ? state
     : { ...state, rest: { ...state.rest, models } }
 }
+
+/** Drops the model that may be used again before all others: its waits matter least. */
+const withoutFirstOver = (state: PoolState.PoolState): PoolState.PoolState => {
+  let first: string | undefined
+  let firstEnd = Infinity
+  for (const [model, { groups, keys }] of state.rest.models) {
+    let end = -Infinity
+    for (const bench of HashMap.values(keys)) end = Math.max(end, bench.until)
+    for (const bench of HashMap.values(groups)) end = Math.max(end, bench.until)
+    if (end < firstEnd) [first, firstEnd] = [model, end]
+  }
+  return first === undefined
+    ? state
+    : { ...state, rest: { ...state.rest, models: HashMap.remove(state.rest.models, first) } }
+}
+
+/** Of more models than this, whatever callers may call them, nothing is remembered. */
+const mostModels = 1_000
 
 /** How long the end of a guessed wait for one model is remembered, if nobody asks for the model. */
 const rememberedMillis = 86_400_000

@@ -276,6 +276,17 @@ describe("PoolState", () => {
     })
   }
 
+  it("of a thousand models that callers name at once, the one that is free again first is forgotten", () => {
+    let state = pool(1)
+    for (let i = 0; i < 1_100; i++) {
+      const wait = i === 7 ? 60_000 : 600_000 + i
+      state = fault1(state, "RateLimited", { wait, perModel: true }, 0, { model: `model-${i}` })
+    }
+    assert.strictEqual(HashMap.size(state.rest.models), 1_000)
+    assert.isFalse(HashMap.has(state.rest.models, "model-7"))
+    for (const i of [0, 99, 1_099]) assert.strictEqual(HashMap.has(state.rest.models, `model-${i}`), i > 99)
+  })
+
   it("B5: a caller's bad request does not end the slow return of a key", () => {
     const limited = fault1(pool(1), "RateLimited", {}, 0)
     const trial = lease(limited, 5000)

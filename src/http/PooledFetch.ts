@@ -212,7 +212,7 @@ export const make = (options: Options): Effect.Effect<PooledFetch, never, Scope.
           }
           const attempt = Attempt.attempt(env, { ...once, expire: own }, leased)
           // The client's timer ends too early for an attempt that began later than the call.
-          return announced === undefined || (!leased.hedge && now - startedAt <= timeoutSlack)
+          return announced === undefined || (!leased.hedge && now - startedAt <= timeoutSlack / 2)
             ? attempt
             : expiring(attempt, own, announced.to)
         }, {

@@ -144,6 +144,67 @@ describe.skipIf(!RedisServer.isHere)(`P4: ${count} processes, one pool`, () => {
       assert.deepStrictEqual(["a", "b"].map((label) => seen.filter((one) => one.label === label).length), [30, 30])
     }), 120_000)
 
+  it.scopedLive("never more than that while members are killed and stopped", () =>
+    Effect.gen(function*() {
+      const redis = yield* RedisServer.make()
+      const { seen, url } = yield* provider(() => ({ status: 200 }))
+      const keys = ["a", "b"].map((label) => keyOf(label, { limits: { requestsPerMinute: 60 } }))
+      const all = yield* members(
+        file,
+        count,
+        orders(redis, url, {
+          redis: { url: redis.url, claimTimeout: 2_000, commandTimeout: 4_000, heartbeat: 200, memberTimeout: 1_000 },
+          pool: { keys, budget: 4_000, maxWait: 4_000 },
+          lanes: 4,
+          calls: 8,
+          pauseMillis: 40
+        })
+      )
+      const working = yield* Effect.fork(together(all))
+      yield* RedisServer.until(Effect.sync(() => seen.length), (many) => many > 20)
+      const children = all.map(({ child }) => child)
+      for (const [i, child] of children.slice(0, 5).entries()) {
+        child.kill(i < 3 ? "SIGKILL" : "SIGSTOP")
+        yield* Effect.sleep(60)
+      }
+      // Longer than members count: what they held is reclaimed before they go on.
+      yield* Effect.sleep(1_500)
+      for (const child of children.slice(3, 5)) child.kill("SIGCONT")
+      assert.strictEqual((yield* Fiber.join(working)).length, count - 3)
+      for (const label of ["a", "b"]) {
+        const many = seen.filter((one) => one.label === label).length
+        assert.isAtMost(many, 60)
+        // Nothing is lost but what those had who were killed.
+        assert.isAtLeast(many, 60 - 3 * 4)
+      }
+    }), 120_000)
+
+  it.scopedLive("as many refusals as one process gets that sends as much", () =>
+    Effect.gen(function*() {
+      const perWindow = 40
+      const refusals = (many: number, lanes: number) =>
+        Effect.scoped(Effect.gen(function*() {
+          const redis = yield* RedisServer.make()
+          const windows = new Map<string, { readonly since: number; count: number }>()
+          const { seen, url } = yield* provider((label, at) => {
+            const before = windows.get(label)
+            const window = before === undefined || at >= before.since + 1_000 ? { since: at, count: 0 } : before
+            windows.set(label, window)
+            window.count++
+            return window.count > perWindow ? { status: 429, retryAfter: 1 } : { status: 200 }
+          })
+          const all = yield* members(file, many, orders(redis, url, { lanes, calls: 40 }))
+          const reports = yield* together(all)
+          assert.deepStrictEqual(reports.flatMap(({ failed }) => failed), [])
+          assert.strictEqual(sum(reports.map(({ served }) => served)), many * lanes * 40)
+          return seen.filter(({ status }) => status === 429).length
+        }))
+      const [one, eight] = [yield* refusals(1, 2 * count), yield* refusals(count, 2)]
+      // What is on its way when the first is refused is refused as well, in one process or in eight.
+      assert.isAtLeast(one, 1)
+      assert.isAtMost(eight, 2 * one + count)
+    }), 120_000)
+
   it.scopedLive("exactly one probe of a half-open key, whoever makes it", () =>
     Effect.gen(function*() {
       const redis = yield* RedisServer.make()
