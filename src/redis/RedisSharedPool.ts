@@ -314,9 +314,15 @@ export const make = (
                 tickets.set(id, ticket)
                 return { _tag: "Granted", ticket: { id } }
               }
+              if (said === "gone") {
+                // What this process held was given to others meanwhile: it asks again when all of it is told.
+                missed()
+                const first = anyOf(claim)
+                if (first !== undefined) return { _tag: "Refused", ...first, forMillis: againMillis, mayFree: true }
+              }
               const refused = said === "no" ? refusal(claim, String(gate), Number(index) - 1) : undefined
               if (refused === undefined) {
-                lose(said === "gone" ? takenForGone : lostMemory)
+                lose(lostMemory)
                 return away
               }
               const forMillis = Number(wait) < 0 ? Infinity : Number(wait)
@@ -383,7 +389,6 @@ const newMember = (): string =>
   )
 
 const away = { _tag: "Away" } as const
-const takenForGone = "Redis had not heard of this process for too long"
 const lostMemory = "Redis had forgotten what it knew"
 
 const text = (number: number): string => String(Math.ceil(number))
@@ -465,6 +470,10 @@ const itemOf = (notice: SharedPool.Notice, at: (name: string) => number, names: 
       }
   }
 }
+
+/** Something that a claim asks for. */
+const anyOf = (claim: SharedPool.Claim) =>
+  refusal(claim, "limit", 0) ?? refusal(claim, "concurrency", 0) ?? refusal(claim, "probing", 0)
 
 const refusal = (claim: SharedPool.Claim, gate: string, index: number) => {
   switch (gate) {
