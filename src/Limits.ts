@@ -213,23 +213,6 @@ export const meter = (state: PoolState.PoolState, id: string): PoolState.PoolSta
 }
 
 /**
- * Changes what is known of the limits of a key and its group, for all models, by hand or from a store.
- *
- * @since 0.1.0
- * @category steps
- */
-export const mapParty = (
-  config: PoolState.Config,
-  state: PoolState.PoolState,
-  key: KeyState.KeyState,
-  f: (limits: RateLimit.RateLimit) => RateLimit.RateLimit,
-  now: number
-): Changed => {
-  const before = PoolState.partyLimits(state, key)
-  return before === undefined ? { state, key } : withParty(config, { state, key }, before, f(before), now)
-}
-
-/**
  * What is known of the limits of a key or its group, for one model or for all (`undefined`), as a store knows it. The
  * key's own place is the caller's to mend.
  *
@@ -265,7 +248,10 @@ export const reset = (
   now: number
 ): Changed => {
   const group = key.key.quotaGroup
-  const next = mapParty(config, state, key, RateLimit.reset, now)
+  const party = PoolState.partyLimits(state, key)
+  const next = party === undefined
+    ? { state, key }
+    : withParty(config, { state, key }, party, RateLimit.reset(party), now)
   return HashMap.size(next.state.rest.limits.models) === 0 ? next : {
     ...next,
     state: withLimits(next.state, {
