@@ -80,7 +80,10 @@ const declaredOf = (scenario, key) => {
   }
   return Object.fromEntries(scenario.limits.flatMap((limit) => {
     const own = limit.limitOf === undefined ? limit.limit : limit.limitOf(groups.indexOf(key.group))
-    return own === undefined || limit.models !== undefined ? [] : [[names[`${limit.of} ${limit.per}`], own]]
+    const name = names[`${limit.of} ${limit.per}`]
+    return own === undefined || name === undefined || limit.models !== undefined
+      ? []
+      : [[name, own * (scenario.declaredTimes ?? 1)]]
   }))
 }
 
@@ -96,7 +99,7 @@ export const pool = async ({ dialect, fetch, mode, scenario, secrets, seed }) =>
     secret: secrets[i],
     label: `k${i}`,
     ...(scenario.tellGroups === true ? { quotaGroup: key.group } : {}),
-    ...(mode === "declared" ? { limits: declaredOf(scenario, key) } : {})
+    ...(mode.endsWith("declared") ? { limits: declaredOf(scenario, key) } : {})
   }))
   const baseUrl = dialect === "anthropic" ? "https://provider.test" : address
   const settings = { keys, fetch, baseUrl, ...settingsOf(mode) }

@@ -153,8 +153,29 @@ export const slidingWindow = (spec) => {
   }
 }
 
+/** So many in flight at once: a place is free again when an answer has ended, and nobody can tell when that is. */
+export const concurrency = (spec) => {
+  let inFlight = 0
+  const fits = () => inFlight < spec.limit
+  return {
+    spec,
+    fits,
+    take: () => {
+      inFlight++
+    },
+    ended: () => {
+      inFlight--
+    },
+    refused: () => {},
+    giveBack: () => {},
+    next: (now) => (fits() ? now : Infinity),
+    wastedAt: () => Infinity
+  }
+}
+
 /** The limiter of a specification; without phases, windows may begin at any time. */
 export const limiterOf = (spec, phase, start, phases) => {
+  if (spec.kind === "concurrency") return concurrency(spec)
   if (spec.kind === "bucket") return bucket(spec, start)
   return phases ? fixedWindow(spec, phase) : slidingWindow(spec)
 }

@@ -1,8 +1,9 @@
 /**
  * The scenarios. Times in seconds unless said otherwise; `rate` is what is offered, per minute. A scenario names in
  * which states of knowledge the pool is tried: `nothing` known, limits `declared` on its keys, limits `announced` in
- * headers, as OpenAI writes them or (`announced-anthropic`) as Anthropic does. Further modes are settings of the pool, with
- * nothing known: `least-latency` and `hedged`.
+ * headers, as OpenAI writes them or (`announced-anthropic`) as Anthropic does, or both (`announced-and-declared`).
+ * `nothing-anthropic` is `nothing` in Anthropic's words. Further modes are settings of the pool, with nothing known:
+ * `least-latency` and `hedged`.
  */
 import { exponential, lognormal, seeded } from "./seeded.mjs"
 
@@ -40,6 +41,11 @@ const limited = (seconds) => ({
   faults: [{ kind: "limited", from: 0, to: seconds }]
 })
 const tokens = (limit, more = {}) => ({ kind: "window", of: "tokens", per: 60_000, limit, ...more })
+const keysOf = (count) => Array.from({ length: count }, (_, i) => ({ group: `g${i}` }))
+const limit = (perMinute) => ({ ...window120, limit: perMinute })
+const eightAtOnce = { kind: "concurrency", of: "requests", limit: 8, says: "Too many requests" }
+/** Minutes of many small requests, and minutes of few large ones. */
+const isSmall = (at) => Math.floor(at / 60) % 2 === 0
 /** Most requests are small, some are ten times as large. */
 const variedTokens = (random) => {
   const input = Math.round(100 + 400 * lognormal(random, 0.9))
@@ -255,6 +261,124 @@ export const scenarios = [
     retryAfter: "date",
     skewSeconds: 300,
     modes: ["nothing", "announced", "announced-anthropic"]
+  }),
+
+  // Other pools, other calls, other providers.
+  define("one-key", "a single key, 120 % of it", {
+    seconds: 180,
+    keys: five.slice(0, 1),
+    limits: [{ ...window120, limit: 60 }],
+    rate: 72,
+    modes: known
+  }),
+  define("fifty", "50 keys of 12/min, 120 %", { seconds: 150, keys: keysOf(50), limits: [limit(12)], rate: 720, modes: known }),
+  define("two-dead", "two keys of which one is refused from the beginning, 90 % of the other", {
+    keys: five.slice(0, 2),
+    rate: 108,
+    faults: [aKey("401", 0, forGood)],
+    faulty: 1,
+    modes: known
+  }),
+  define("unequal", "two of five keys have a tenth of the others' limit, 110 %", {
+    seconds: 180,
+    limits: [{ ...window120, limitOf: (group) => (group < 2 ? 12 : 120) }],
+    rate: 422,
+    modes: ["nothing", "announced"]
+  }),
+  define("long", "answers take 20 s, and their headers come with them; 110 % of 5 × 30/min", {
+    seconds: 150,
+    serviceMillis: 20_000,
+    sigma: 0.3,
+    limits: [limit(30)],
+    rate: 165,
+    modes: ["nothing", "announced"]
+  }),
+  define("short", "answers take 100 ms, 120 % of 5 × 600/min", {
+    seconds: 90,
+    serviceMillis: 100,
+    limits: [limit(600)],
+    rate: 3_600,
+    modes: ["nothing", "announced"]
+  }),
+  define("ramp", "the rate rises from 50 % to 150 % and falls again", {
+    seconds: 240,
+    limits: [limit(60)],
+    rate: 450,
+    shareAt: (at) => (1 + 2 * (1 - Math.abs(at - 120) / 120)) / 3,
+    modes: ["nothing", "announced"]
+  }),
+  define("told-half", "Retry-After is half of what it should be, 130 %", {
+    rate: 780,
+    told: (millis) => millis / 2
+  }),
+  define("told-twice", "Retry-After is twice what it should be, 95 %", {
+    seconds: 180,
+    rate: 570,
+    limits: [bucket120],
+    bursts: { on: 20, off: 10 },
+    told: (millis) => 2 * millis
+  }),
+  define("told-second", "Retry-After is one second, however long it takes, 110 %", { rate: 660, told: () => 1_000 }),
+  define("in-flight", "a key serves 8 at once and refuses the ninth, without a hint; 85 %", {
+    serviceMillis: 4_000,
+    limits: [eightAtOnce],
+    rate: 450
+  }),
+  define("in-flight-told", "the same, with Retry-After: 1, 110 %", {
+    serviceMillis: 4_000,
+    limits: [{ ...eightAtOnce, says: "Too many concurrent requests" }],
+    rate: 586,
+    told: () => 1_000
+  }),
+  define("told-and-declared", "limits are declared and announced, 85 %: the same limits", {
+    rate: 510,
+    modes: ["announced-and-declared"]
+  }),
+  define("declared-twice", "announced limits are half of what the keys declare, 110 % of them", {
+    seconds: 180,
+    rate: 660,
+    declaredTimes: 2,
+    modes: ["announced-and-declared"]
+  }),
+  define("alternating", "requests and tokens per minute: now the one binds, now the other, 125 %", {
+    seconds: 240,
+    limits: [window120, tokens(60_000)],
+    rate: 750,
+    shareAt: (at) => (isSmall(at) ? 1 : 0.25),
+    tokensOf: (random, at) =>
+      isSmall(at)
+        ? { input: 40, maxTokens: 100, output: 40 + Math.round(40 * random()) }
+        : { input: 1_000 + Math.round(600 * random()), maxTokens: 800, output: 500 + Math.round(300 * random()) },
+    modes: ["nothing", "announced"]
+  }),
+  define("day-and-minute", "two of five keys have 20 requests left for the day; 90 % of 24/min of the others", {
+    seconds: 180,
+    limits: [limit(24), {
+      kind: "window",
+      of: "requests",
+      per: 86_400_000,
+      phase: -0.5,
+      limitOf: (group) => (group < 2 ? 20 : 100_000)
+    }],
+    rate: 65,
+    learned: 7,
+    modes: ["nothing", "announced"]
+  }),
+  define("some-down", "three of ten keys answer 503 for 40 s; 105 % of what the others let through", {
+    seconds: 150,
+    keys: keysOf(10),
+    limits: [limit(60)],
+    rate: 441,
+    faults: [{ kind: "503", keys: [0, 3, 6], from: 40, to: 80 }],
+    faulty: 3,
+    modes: ["nothing", "announced"]
+  }),
+  define("input-output", "input and output tokens per minute, as Anthropic counts them, 125 %", {
+    seconds: 180,
+    limits: [tokens(50_000, { of: "input-tokens" }), tokens(16_000, { of: "output-tokens" }), limit(120)],
+    rate: 300,
+    tokensOf: variedTokens,
+    modes: ["nothing-anthropic", "announced-anthropic"]
   })
 ]
 
@@ -275,7 +399,8 @@ export const planOf = (scenario, seed) => {
   const speed = bursts === undefined ? perMilli : perMilli * cycle / bursts.on
   for (let at = exponential(random) / speed; ; at += exponential(random) / speed) {
     if (scenario.count === undefined ? real(at) >= scenario.seconds * 1_000 : arrivals.length >= scenario.count) break
-    arrivals.push(real(at))
+    // Where the rate changes with time, what is above it is left out.
+    if (scenario.shareAt === undefined || random() < scenario.shareAt(at / 1_000)) arrivals.push(real(at))
   }
   if (scenario.burst !== undefined) {
     for (let i = 0; i < scenario.burst.count; i++) arrivals.push(scenario.burst.at * 1_000)
@@ -289,7 +414,7 @@ export const planOf = (scenario, seed) => {
       model: chosen.name,
       service: Math.max(60, scenario.serviceMillis * lognormal(service, scenario.sigma)),
       stream: service() < (scenario.streams ?? 0),
-      ...(scenario.tokensOf?.(service) ?? { input: 20, maxTokens: 100, output: 40 })
+      ...(scenario.tokensOf?.(service, at / 1_000) ?? { input: 20, maxTokens: 100, output: 40 })
     }
   })
 }

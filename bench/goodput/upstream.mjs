@@ -64,8 +64,10 @@ export const makeRules = (scenario, seed, start, knowsPhases = true) => {
     return share > 0 && seeded(`${seed} straggler ${call.id} ${key}`)() < share ? times : 1
   }
 
-  const costOf = (limiter, call, settled) =>
-    limiter.spec.of === "tokens" ? call.input + (settled ? call.output : call.maxTokens) : 1
+  const costOf = ({ spec: { of } }, call, settled) => {
+    const output = settled ? call.output : call.maxTokens
+    return of === "tokens" ? call.input + output : of === "input-tokens" ? call.input : of === "output-tokens" ? output : 1
+  }
 
   return {
     limitersOf,
@@ -78,7 +80,8 @@ export const makeRules = (scenario, seed, start, knowsPhases = true) => {
         fault.share !== undefined && inFault(fault, key, call.model, now) &&
         seeded(`${seed} dice ${call.id} ${attempt}`)() < fault.share
       ),
-    serviceOf: (key, call) => call.service * (scenario.keys[key].slow ?? 1) * straggling(key, call),
+    serviceOf: (key, call) =>
+      call.service * (scenario.keys[key].slow ?? 1) * straggling(key, call),
     fits: (key, call, now) =>
       limitersOf(key, call.model).every((limiter) => limiter.fits(now, costOf(limiter, call, false))),
     take: (key, call, now) => {
@@ -87,9 +90,10 @@ export const makeRules = (scenario, seed, start, knowsPhases = true) => {
     refuse: (key, call, now) => {
       for (const limiter of limitersOf(key, call.model)) limiter.refused(now, costOf(limiter, call, false))
     },
-    /** At the end of an answer its real tokens are known. */
+    /** At the end of an answer its real tokens are known, and one less is in flight. */
     settle: (key, call, now, takenAt) => {
       for (const limiter of limitersOf(key, call.model)) {
+        limiter.ended?.()
         const over = costOf(limiter, call, false) - costOf(limiter, call, true)
         if (over > 0) limiter.giveBack(now, over, takenAt)
       }
@@ -115,7 +119,7 @@ export const makeUpstream = ({ announces, calls, clock, dialect, later, scenario
     headers.set("date", new Date(now + (scenario.skewSeconds ?? 0) * 1_000).toUTCString())
     if (announces) {
       for (const limiter of rules.limitersOf(key, call.model)) {
-        if (limiter.spec.per > 60_000) continue
+        if (limiter.announced === undefined || limiter.spec.per > 60_000) continue
         say.announce(headers, limiter.spec.of, limiter.announced(now), now + (scenario.skewSeconds ?? 0) * 1_000)
       }
     }
@@ -141,7 +145,8 @@ export const makeUpstream = ({ announces, calls, clock, dialect, later, scenario
     const fault = rules.certainFault(key, call.model, now) ?? rules.diced(key, call, attempt, now)
     if (fault !== undefined) return { kind: fault.kind, fault, after: fault.afterMillis ?? refusalMillis }
     if (!rules.fits(key, call, now)) {
-      const wait = rules.next(key, call, now) - now
+      const needed = rules.next(key, call, now) - now
+      const wait = scenario.told === undefined ? needed : scenario.told(needed)
       const blocked = rules.limitersOf(key, call.model)
         .find((limiter) => !limiter.fits(now, rules.costOf(limiter, call, false)))
       rules.refuse(key, call, now)
@@ -278,9 +283,9 @@ const openAi = {
     headers.set(`x-ratelimit-remaining-${of}`, String(remaining))
     headers.set(`x-ratelimit-reset-${of}`, goDuration(fullIn))
   },
-  limited: (call, { limit, of, per }, wait) => ({
+  limited: (call, { kind, limit, of, per, says }, wait) => ({
     error: {
-      message: `Rate limit reached for ${call.model} in organization org-sim on ${of} per ${
+      message: kind === "concurrency" ? says : `Rate limit reached for ${call.model} in organization org-sim on ${of} per ${
         per > 60_000 ? "day" : "min"
       } (${of === "tokens" ? "T" : "R"}P${per > 60_000 ? "D" : "M"}): Limit ${limit}, Used ${limit}, Requested ${
         of === "tokens" ? call.input + call.maxTokens : 1
@@ -351,7 +356,7 @@ const anthropic = {
     headers.set(`anthropic-ratelimit-${of}-reset`, reset.toISOString().replace(".000Z", "Z"))
   },
   limited: (_call, { of }) =>
-    anthropicError("rate_limit_error", `This request would exceed your organization's rate limit of ${of} per minute.`),
+    anthropicError("rate_limit_error", `This request would exceed your organization's rate limit of ${of.replace("-", " ")} per minute.`),
   quota: () => anthropicError("invalid_request_error", "Your credit balance is too low to access the Anthropic API."),
   unauthorized: () => anthropicError("authentication_error", "invalid x-api-key"),
   broken: (status) =>

@@ -148,12 +148,12 @@ export const simulate = ({ announces, limits, perMinute, providers, seconds, see
         key.limits = RateLimit.announced(key.limits, reservation.leased, [{ name: "requests", ...answer }], now)
       }
       if (answer.ok) {
-        key.limits = RateLimit.accepted(key.limits, reservation.leased, now)
+        key.limits = RateLimit.accepted(key.limits, reservation, now)
         if (now - arrived <= 60_000) inTime++
       } else {
         refused++
         const wait = tells === "millis" ? Math.ceil(answer.waitMillis) : Math.ceil(answer.waitMillis / 1000) * 1000
-        key.limits = RateLimit.refused(key.limits, reservation.leased, wait, now, usual)
+        key.limits = RateLimit.refused(key.limits, "requests", reservation, wait, now, usual)
         key.bench = Math.max(key.bench, now + wait + 20)
         queue.unshift(arrived)
       }
