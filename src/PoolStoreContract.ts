@@ -15,6 +15,7 @@ import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type { StoredPool } from "./PoolRecord.js"
 import type * as PoolStore from "./PoolStore.js"
+import * as SharedChecks from "./SharedChecks.js"
 
 /**
  * A store does not do what it must.
@@ -45,6 +46,16 @@ export interface Subject {
   readonly durable?: boolean | undefined
   /** Puts a text in the place of a pool's record, as a crash or a stranger would. Without it, that is not checked. */
   readonly corrupt?: ((pool: string, text: string) => Effect.Effect<void, unknown>) | undefined
+  /**
+   * Makes what is shared unreachable for all that opened the store, and reachable again, with all that it knew. Without it,
+   * that is not checked.
+   */
+  readonly outage?: {
+    readonly begin: Effect.Effect<unknown, unknown>
+    readonly end: Effect.Effect<unknown, unknown>
+  } | undefined
+  /** Makes what is shared forget everything. Without it, that is not checked. */
+  readonly loseAll?: Effect.Effect<unknown, unknown> | undefined
 }
 
 /**
@@ -203,7 +214,36 @@ export const checks: ReadonlyArray<Check> = [
   )
 ]
 
-// A hoisted function, because `checks` needs it.
+/**
+ * What every store with `share` must do besides, where its pools are told, and asked for, what all share. They take real
+ * time: run them on a real clock, one after the other, with an engine that answers within seconds however busy the machine
+ * is; members that are gone should be noticed within ten.
+ *
+ * @example
+ * ```ts
+ * import { Effect } from "effect"
+ * import * as PoolStore from "effect-keymesh/PoolStore"
+ * import * as PoolStoreContract from "effect-keymesh/PoolStoreContract"
+ * import * as SharedPool from "effect-keymesh/SharedPool"
+ *
+ * // In place of the engine in memory, your own: each `open` is one more process.
+ * const checked = Effect.forEach(PoolStoreContract.sharedChecks, (check) =>
+ *   Effect.flatMap(SharedPool.makeMemory, ({ cutOff, loseAll, restore, share }) =>
+ *     check.run({
+ *       open: Effect.succeed({ ...PoolStore.none, share }),
+ *       outage: { begin: cutOff(), end: restore() },
+ *       loseAll
+ *     })))
+ * ```
+ *
+ * @since 0.1.0
+ * @category checks
+ */
+export const sharedChecks: ReadonlyArray<Check> = SharedChecks.all.map(({ name, run }) =>
+  check(name, (_, is, subject) => run(subject, is))
+)
+
+// A hoisted function, because the lists of checks need it.
 function check(
   name: string,
   body: (
@@ -342,6 +382,28 @@ const full: StoredPool = {
       }],
       learned: {
         since: 12,
+        size: 1,
+        cost: 1,
+        end: 1_700_000_000_000,
+        told: true,
+        barren: 1,
+        owes: 20,
+        usual: 750,
+        leased: 2,
+        accepted: 1,
+        refused: 0,
+        measured: { shape: "bucket", count: 10, since: 1_699_999_990_000, millis: 10_000 },
+        due: 1_700_000_000_100,
+        window: { since: 1_700_000_000_000, leased: 2, accepted: 1 },
+        leasedAt: 1_700_000_000_050,
+        idle: 0,
+        steady: 4,
+        at: 1_700_000_000_050
+      },
+      learnedTokens: {
+        since: 12,
+        size: 812.5,
+        cost: 1_000,
         end: 1_700_000_000_000,
         told: true,
         barren: 1,

@@ -17,6 +17,7 @@ import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as DeclaredLimit from "./DeclaredLimit.js"
 import type * as Fault from "./Fault.js"
 import * as MonotonicTime from "./MonotonicTime.js"
 
@@ -183,7 +184,11 @@ export interface SharedLimit {
 export interface Claim {
   readonly limits: ReadonlyArray<SharedLimit>
   readonly concurrency: ReadonlyArray<{ readonly subject: Subject; readonly most: number }>
-  /** The one probe of a half-open breaker, or the one trial after a cooldown: nobody else has it for so long. */
+  /**
+   * The one probe of a half-open breaker, or the one trial after a cooldown: nobody else has it for so long. Nobody gets it
+   * while the breaker (of a key without a model), or the cooldown, that the engine knows of the subject still lasts: who
+   * asks has not heard of that yet, or is ahead of what it tells, and may ask again after a second at most.
+   */
   readonly probes: ReadonlyArray<{ readonly subject: Subject; readonly forMillis: number }>
   /** The attempt is under way already, since before the engine answered: all of it is taken, whatever there is. */
   readonly held?: boolean | undefined
@@ -263,6 +268,12 @@ export interface SharedPool {
   readonly tell: (notices: ReadonlyArray<Notice>) => Effect.Effect<Told>
   /** At most one round trip, and a bounded time (25 ms by default). A claim that is interrupted, or answered too late, is given back. */
   readonly claim: (claim: Claim) => Effect.Effect<Answer>
+  /**
+   * After how long a pool gives up a claim that the engine has not answered (default 25 ms), so that none can hold up a
+   * call; what is granted later is given back, for a second nothing is claimed, and after a minute the claim is
+   * interrupted. `Infinity`: the engine sees to it.
+   */
+  readonly claimTimeout?: Duration.DurationInput | undefined
   /**
    * Does not wait for the engine. While that is away, what became of each ticket is kept, and told before `Joined`: else it
    * would be held for ever. Tickets that the engine does not know (any more) change nothing.
@@ -362,6 +373,7 @@ export const makeMemory: Effect.Effect<Memory> = Effect.map(Ref.make<World>(empt
         )
         return {
           news: Stream.fromQueue(queue),
+          claimTimeout: Infinity,
           tell: (notices) =>
             reach(member, tellMillis, (world, now): readonly [Told, World, ReadonlyArray<Delivery>] => {
               const [breakers, engine, news] = hear(engineOf(world, pool), notices, now)
@@ -395,6 +407,8 @@ const tellMillis = 1_000
 const memberMillis = 15_000
 /** How long a guess is remembered after its end: the way back is one trial. */
 const rememberedMillis = 86_400_000
+/** Who is refused a probe because of what it does not know asks again after so long at most. */
+const againMillis = 1_000
 /** Instants that came to two processes by different ways differ by less. */
 const sameMillis = 1_000
 
@@ -424,7 +438,8 @@ interface Engine {
   readonly cooldowns: HashMap.HashMap<string, KnownCooldown>
   readonly breakers: HashMap.HashMap<string, KnownBreaker>
   readonly probes: HashMap.HashMap<string, { readonly ticket: string; readonly until: number }>
-  readonly limits: HashMap.HashMap<string, Taken>
+  /** What of each limit is taken. */
+  readonly limits: HashMap.HashMap<string, DeclaredLimit.DeclaredLimit>
   /** The tickets that hold some of the concurrency of a subject. */
   readonly concurrency: HashMap.HashMap<string, HashSet.HashSet<string>>
   readonly tickets: HashMap.HashMap<string, Held>
@@ -445,15 +460,11 @@ interface KnownBreaker {
   readonly until: number
 }
 
-/** What of a limit is taken: by attempts in flight, and by those that count for one window. */
-interface Taken {
-  readonly held: HashMap.HashMap<string, number>
-  readonly log: ReadonlyArray<{ readonly at: number; readonly amount: number }>
-}
-
 interface Held {
   readonly member: number
   readonly claim: Claim
+  /** Whether its requests count already. */
+  readonly answered: boolean
 }
 
 type Delivery = readonly [member: number, news: News]
@@ -692,10 +703,7 @@ const hear = (
         break
       }
       case "Taken": {
-        const name = limitName(notice)
-        const taken = takenOf(next, name)
-        const log = [...taken.log, { at: now, amount: notice.amount }]
-        next = { ...next, limits: HashMap.set(next.limits, name, { ...taken, log }) }
+        next = withLimit(next, notice, counted(limitOf(next, notice), 0, notice.amount, now))
         break
       }
     }
@@ -758,13 +766,11 @@ const take = (
   }
   const granted = engine.granted + 1
   const id = `${member}:${granted}`
-  let { concurrency, limits, probes } = engine
-  for (const limit of claim.limits) {
-    const name = limitName(limit)
-    const { held, log } = takenOf(engine, name)
-    const left = log.filter(({ at }) => at > now - limit.windowMillis)
-    limits = HashMap.set(limits, name, { held: HashMap.set(held, id, limit.amount), log: left })
-  }
+  const { limits } = claim.limits.reduce(
+    (next, limit) => withLimit(next, limit, DeclaredLimit.hold(limitOf(next, limit), limit.amount)),
+    engine
+  )
+  let { concurrency, probes } = engine
   for (const { subject } of claim.concurrency) {
     const name = nameOf(subject)
     const others = Option.getOrElse(HashMap.get(concurrency, name), () => HashSet.empty<string>())
@@ -773,7 +779,7 @@ const take = (
   for (const { forMillis, subject } of claim.probes) {
     probes = HashMap.set(probes, nameOf(subject), { ticket: id, until: now + forMillis })
   }
-  const tickets = HashMap.set(engine.tickets, id, { member, claim })
+  const tickets = HashMap.set(engine.tickets, id, { member, claim, answered: false })
   return [{ _tag: "Granted", ticket: { id } }, { ...engine, limits, concurrency, probes, tickets, granted }]
 }
 
@@ -785,8 +791,13 @@ const refuse = (engine: Engine, claim: Claim, now: number): Refusal | undefined 
   const refusals: Array<Refusal> = []
   for (const { subject } of claim.probes) {
     const probe = HashMap.get(engine.probes, nameOf(subject))
-    if (probe._tag === "None" || probe.value.until <= now) continue
-    refusals.push({ gate: "probing", subject, forMillis: probe.value.until - now, mayFree: true })
+    if (probe._tag === "Some" && probe.value.until > now) {
+      refusals.push({ gate: "probing", subject, forMillis: probe.value.until - now, mayFree: true })
+    }
+    const lasts = lastsFor(engine, subject, now)
+    if (lasts > 0) {
+      refusals.push({ gate: "probing", subject, forMillis: Math.min(againMillis, lasts), mayFree: true })
+    }
   }
   for (const { most, subject } of claim.concurrency) {
     const held = HashMap.get(engine.concurrency, nameOf(subject))
@@ -794,10 +805,12 @@ const refuse = (engine: Engine, claim: Claim, now: number): Refusal | undefined 
     refusals.push({ gate: "concurrency", subject, forMillis: Infinity, mayFree: true })
   }
   for (const limit of claim.limits) {
-    const forMillis = fitsAfter(takenOf(engine, limitName(limit)), limit, now)
-    if (forMillis === undefined) continue
-    const mayFree = HashMap.size(takenOf(engine, limitName(limit)).held) > 0
-    refusals.push({ gate: "limit", subject: limit.subject, forMillis, mayFree })
+    const known = limitOf(engine, limit)
+    const full = DeclaredLimit.gate(known, limit.amount, now)
+    if (full === undefined) continue
+    // What is in flight is free again after one window at the earliest.
+    const forMillis = Math.min(full.until - now, limit.windowMillis)
+    refusals.push({ gate: "limit", subject: limit.subject, forMillis, mayFree: known.held > 0 })
   }
   return refusals.reduce<Refusal | undefined>(
     (last, refusal) => last === undefined || refusal.forMillis > last.forMillis ? refusal : last,
@@ -805,25 +818,33 @@ const refuse = (engine: Engine, claim: Claim, now: number): Refusal | undefined 
   )
 }
 
-/** After how long an amount may fit that does not fit now. */
-const fitsAfter = ({ held, log }: Taken, limit: SharedLimit, now: number): number | undefined => {
-  const counting = log.filter(({ at }) => at > now - limit.windowMillis)
-  const sum = HashMap.reduce(held, 0, (all, amount) => all + amount) +
-    counting.reduce((all, { amount }) => all + amount, 0)
-  let missing = Math.min(limit.amount, limit.limit) - (limit.limit - sum)
-  if (missing <= 0) return undefined
-  for (const { amount, at } of counting) {
-    missing -= amount
-    if (missing <= 0) return at + limit.windowMillis - now
-  }
-  return limit.windowMillis
+/** For how long what a probe of the subject would end still lasts. */
+const lastsFor = ({ breakers, cooldowns }: Engine, subject: Subject, now: number): number => {
+  const cooldown = Option.getOrUndefined(HashMap.get(cooldowns, nameOf(subject)))?.until ?? now
+  if (subject.scope !== "key" || subject.model !== undefined) return cooldown - now
+  const breaker = Option.getOrUndefined(HashMap.get(breakers, subject.of))?.until ?? now
+  return Math.max(cooldown, breaker) - now
 }
 
-const limitName = ({ subject, unit, windowMillis }: Pick<SharedLimit, "subject" | "unit" | "windowMillis">): string =>
-  `${nameOf(subject)} ${unit} ${windowMillis}`
+type LimitName = Pick<SharedLimit, "subject" | "unit" | "windowMillis">
 
-const takenOf = (engine: Engine, name: string): Taken =>
-  Option.getOrElse(HashMap.get(engine.limits, name), (): Taken => ({ held: HashMap.empty(), log: [] }))
+const limitName = ({ subject, unit, windowMillis }: LimitName): string => `${nameOf(subject)} ${unit} ${windowMillis}`
+
+/** What is taken of a limit, however large it is by now: keys may be given others. */
+const limitOf = (engine: Engine, limit: LimitName & Pick<SharedLimit, "limit">): DeclaredLimit.DeclaredLimit =>
+  Option.match(HashMap.get(engine.limits, limitName(limit)), {
+    onNone: () => DeclaredLimit.make(limit.unit, limit.limit, limit.windowMillis),
+    onSome: (known) => DeclaredLimit.resized(known, limit.limit)
+  })
+
+const withLimit = (engine: Engine, name: LimitName, limit: DeclaredLimit.DeclaredLimit): Engine => ({
+  ...engine,
+  limits: HashMap.set(engine.limits, limitName(name), limit)
+})
+
+/** So much that was held counts as `amount` from now on. */
+const counted = (limit: DeclaredLimit.DeclaredLimit, held: number, amount: number, now: number) =>
+  amount > 0 ? DeclaredLimit.count(limit, held, amount, now) : DeclaredLimit.release(limit, held)
 
 const keepSettled = (world: World, number: number, settled: Member["unsettled"][number]): World => {
   const member = HashMap.get(world.members, number)
@@ -856,26 +877,23 @@ const settleOne = (
 ): readonly [Engine, ReadonlyArray<Delivery>] => {
   const ticket = HashMap.get(engine.tickets, id)
   if (ticket._tag === "None") return [engine, []]
-  const { claim } = ticket.value
+  const { answered, claim } = ticket.value
   let next = engine
   const freed: Array<Subject> = []
   for (const limit of claim.limits) {
-    if (settled._tag === "Answered" && limit.unit === "tokens") continue
-    const name = limitName(limit)
-    const { held, log } = takenOf(next, name)
-    const amount = Option.getOrUndefined(HashMap.get(held, id))
-    // It was answered before.
-    if (amount === undefined) continue
+    // Tokens count at the end, requests with their answer.
+    if (limit.unit === "tokens" ? settled._tag === "Answered" : answered) continue
     const counts = settled._tag === "Unsent"
       ? 0
       : settled._tag === "Ended" && limit.unit === "tokens"
-      ? settled.tokens ?? amount
-      : amount
-    if (counts < amount) freed.push(limit.subject)
-    const taken = { held: HashMap.remove(held, id), log: counts === 0 ? log : [...log, { at: now, amount: counts }] }
-    next = { ...next, limits: HashMap.set(next.limits, name, taken) }
+      ? settled.tokens ?? limit.amount
+      : limit.amount
+    if (counts < limit.amount) freed.push(limit.subject)
+    next = withLimit(next, limit, counted(limitOf(next, limit), limit.amount, counts, now))
   }
-  if (settled._tag === "Answered") return [next, []]
+  if (settled._tag === "Answered") {
+    return [{ ...next, tickets: HashMap.set(next.tickets, id, { ...ticket.value, answered: true }) }, []]
+  }
   for (const { subject } of claim.concurrency) {
     freed.push(subject)
     const concurrency = HashMap.modify(next.concurrency, nameOf(subject), HashSet.remove(id))

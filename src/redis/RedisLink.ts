@@ -229,6 +229,14 @@ export const make = (
       for (const listener of listeners.get(String(channel)) ?? []) listener.onMessage(String(text))
     })
 
+    // Whoever still uses it hears of the end at once; what follows of the clients nobody listens to any more.
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        state.problem = "its store was closed"
+        for (const watcher of watchers) watcher(false)
+      })
+    )
+
     return {
       place: placeOf(reach),
       run: (script, keys, args, millis) =>

@@ -264,6 +264,8 @@ export const make = (
 
     return {
       news: Stream.fromQueue(news),
+      // A process that is only busy must not give up what has come in time: see `RedisLink`.
+      claimTimeout: Infinity,
       tell: (notices) =>
         Effect.suspend(() => {
           const { epoch, phase } = MutableRef.get(standing)
