@@ -3,7 +3,6 @@
  *
  * @since 0.1.0
  */
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -45,33 +44,44 @@ export interface Ended<A> {
 export const none: unique symbol = Symbol("effect-keymesh/HedgedAttempt/none")
 
 /**
- * Runs `first`, and beside it `second`, which waits until its time has come, asks `begins` whether it may begin, and ends
- * with `none` if it does not, or cannot after all. A result that is `open` is a failure after which the other attempt may still succeed;
- * whatever else `first` ends with ends the race, and so does what `second` is answered.
+ * Runs `first`, and beside it `second` when its time has come: `whenDue` is told what to do then, and gives what calls
+ * that off. `second` asks `begins` whether it may begin, and ends with `none` if it does not, or cannot after all. A
+ * result that is `open` is a failure after which the other attempt may still succeed; whatever else `first` ends with ends
+ * the race, and so does what `second` is answered.
  *
  * Runs uninterruptibly but for the wait; interrupted, it interrupts both and waits for them, and a result that nobody gets
  * any more goes to `discard`. An attempt that lost is not waited for.
+ *
+ * Hardly any `second` ever begins, so that nothing is made for it before: no fiber, and no timer.
  *
  * @since 0.1.0
  * @category combinators
  */
 export const race = <A, E, R>(
   restore: <B, E2, R2>(effect: Effect.Effect<B, E2, R2>) => Effect.Effect<B, E2, R2>,
-  { discard, first, isOpen, second }: {
+  { discard, first, isOpen, second, whenDue }: {
     readonly first: (side: Side) => Effect.Effect<A, E, R>
     readonly second: (side: Side, begins: () => boolean) => Effect.Effect<A | typeof none, E, R>
+    readonly whenDue: (ring: () => void) => () => void
     readonly isOpen: (result: A) => boolean
     readonly discard: (result: A) => Effect.Effect<void>
   }
 ): Effect.Effect<Ended<A>, E, R> =>
   Effect.suspend(() => {
-    const over = Deferred.unsafeMake<Name>(FiberId.none)
     let winner: Name | "nobody" | undefined
+    let over: Name | undefined
+    let due = false
     let begun = false
+    let wake = (): void => {}
+    const callOff = whenDue(() => {
+      due = true
+      wake()
+    })
     const lanes: Record<Name, Lane<A, E>> = { first: newLane(), second: newLane() }
     const take = (name: Name): boolean => {
       if (winner !== undefined) return winner === name
       winner = name
+      callOff()
       const other = lanes[beside[name]]
       if (other.exit !== undefined) return true
       other.lost()
@@ -99,13 +109,11 @@ export const race = <A, E, R>(
           : lanes.first.exit === undefined
         if (mayWait) return
         // The second had begun, and got no key after all: what the first had ended with stands.
-        if (Exit.isSuccess(exit) && exit.value === none) {
-          take("first")
-          return Deferred.unsafeDone(over, Effect.succeed("first" as const))
-        }
-        take(name)
+        take(Exit.isSuccess(exit) && exit.value === none ? "first" : name)
       }
-      if (winner === name) Deferred.unsafeDone(over, Effect.succeed(name))
+      if (winner === undefined || winner === "nobody" || lanes[winner].exit === undefined) return
+      over = winner
+      wake()
     }
     const start = (name: Name, effect: Effect.Effect<A | typeof none, E, R>): Effect.Effect<void, never, R> =>
       // Its failure is a value: that of a fiber is logged.
@@ -115,6 +123,7 @@ export const race = <A, E, R>(
       })
     const abandoned = Effect.suspend(() => {
       winner = winner ?? "nobody"
+      callOff()
       return Effect.zipRight(
         Fiber.interruptAll([...fiberOf(lanes.first), ...fiberOf(lanes.second)]),
         Effect.suspend(() => {
@@ -125,11 +134,25 @@ export const race = <A, E, R>(
         })
       )
     })
+    /** Until one has the call; the second begins in the fiber of the call, with what that has in its `FiberRef`s. */
+    const awaited: Effect.Effect<Name, never, R> = Effect.suspend(() => {
+      if (over !== undefined) return Effect.succeed(over)
+      if (due) {
+        due = false
+        if (winner === undefined) return Effect.zipRight(start("second", second(side("second"), begins)), awaited)
+      }
+      return Effect.matchCauseEffect(restore(woken), {
+        onFailure: (cause) => Effect.zipRight(abandoned, Effect.failCause(cause)),
+        onSuccess: () => awaited
+      })
+    })
+    const woken = Effect.async<void>((resume) => {
+      wake = () => resume(Effect.void)
+      // It may have happened since it was looked at: a fiber may give way to others between any two steps.
+      if (over !== undefined || due) wake()
+    })
     return start("first", first(side("first"))).pipe(
-      Effect.zipRight(
-        Effect.suspend(() => winner === undefined ? start("second", second(side("second"), begins)) : Effect.void)
-      ),
-      Effect.zipRight(Effect.onInterrupt(restore(Deferred.await(over)), () => abandoned)),
+      Effect.zipRight(awaited),
       Effect.flatMap((name) => {
         const { exit, fiber } = lanes[name]
         const other = lanes[beside[name]].exit
