@@ -45,6 +45,12 @@ export interface AnnouncedLimit {
    * answers come later than that, some much later.
    */
   readonly fullAt: number
+  /** When the window may be over: no answer counts its reset from before its request was sent. */
+  readonly endsAt: number
+  /** How long the newest answer that told took. */
+  readonly took: number
+  /** Above 0 what speaks for resets that count from when a request came, below from when it was answered. */
+  readonly prompt: number
   /** Whether an answer told so; or else it is reckoned. */
   readonly told: boolean
   /** The longest reset seen: about the length of a window. */
@@ -69,8 +75,8 @@ export const unitOf = (name: string): Unit | undefined =>
     : undefined
 
 /**
- * Takes in what an answer says. `total` is what had been leased in all, of what the limit counts, when the attempt was
- * that got it. `undefined` when it says nothing of use.
+ * Takes in what an answer says, whose request was sent at `sentAt`. `total` is what had been leased in all, of what the
+ * limit counts, when the attempt was that got it. `undefined` when it says nothing of use.
  *
  * @since 0.1.0
  * @category steps
@@ -79,7 +85,8 @@ export const learn = (
   before: AnnouncedLimit | undefined,
   said: Said,
   total: number,
-  now: number
+  now: number,
+  sentAt = now
 ): AnnouncedLimit | undefined => {
   const unit = unitOf(said.name)
   const limit = usable(said.limit)
@@ -103,6 +110,9 @@ export const learn = (
     total,
     resetAt,
     fullAt: resetAt,
+    endsAt: sentAt + resetMillis,
+    took: now - sentAt,
+    prompt: before?.prompt ?? 0,
     told: true,
     longest: Math.max(before?.longest ?? 0, resetMillis),
     // What is left is rounded down: less was used than it seems.
@@ -111,10 +121,12 @@ export const learn = (
       : fillOf(all, remaining, resetMillis, stated),
     votes: before?.votes ?? 0
   }
-  if (before === undefined || now >= before.resetAt) return next
-  const known = { ...next, fullAt: together(before, next) }
+  if (before === undefined || now >= before.resetAt) return { ...next, fullAt: earliest(next) }
+  const learned = { ...next, prompt: bounded(before.prompt + promptness(before, next)) }
+  const fullAt = together(before, learned)
+  const known = { ...learned, fullAt, endsAt: Math.min(fullAt, Math.max(before.endsAt, next.endsAt)) }
   if (remaining > before.remaining) return known
-  return { ...known, votes: Math.max(-8, Math.min(8, next.votes + vote(before, next))) }
+  return { ...known, votes: bounded(known.votes + vote(before, next)) }
 }
 
 /**
@@ -125,10 +137,18 @@ export const learn = (
  * @since 0.1.0
  * @category steps
  */
-export const learnEarly = (before: AnnouncedLimit, said: Said, now: number): AnnouncedLimit | undefined => {
+export const learnEarly = (
+  before: AnnouncedLimit,
+  said: Said,
+  now: number,
+  sentAt = now
+): AnnouncedLimit | undefined => {
   const total = Math.min(0, before.total + 1)
   const isOld = now < before.resetAt && (usable(said.remaining) ?? 0) > before.remaining
-  return isOld && total > before.total ? { ...before, total } : learn(before, said, total, now)
+  if (!isOld || total <= before.total) return learn(before, said, total, now, sentAt)
+  // How much there was when it was the first to be counted is still of use.
+  const most = mostOf(before.most, usable(said.remaining) ?? 0, before.unit)
+  return { ...before, total, most }
 }
 
 /** What is no amount says nothing: with it nobody would know when the limit opens, and it never would. */
@@ -147,14 +167,38 @@ const fillOf = (all: number, remaining: number, resetMillis: number, limit: numb
  * the limit too: then the later word counts, little by little.
  */
 const together = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
-  if (!before.told) return next.resetAt
+  const least = earliest(next)
+  if (!before.told || isPrompt(before) !== isPrompt(next)) return least
   const isBucket = next.votes >= bucketVotes && isExact(next)
-  if (!isBucket && (next.votes > -bucketVotes || next.remaining > before.remaining)) return next.resetAt
-  const expected = before.fullAt + (isBucket ? (next.total - before.total) / (next.fill ?? Infinity) : 0)
+  if (!isBucket && (next.votes > -bucketVotes || next.remaining > before.remaining)) return least
+  const expected = before.fullAt + comeSince(before, next)
   // It was full meanwhile.
-  if (expected <= next.at) return next.resetAt
-  return Math.min(next.resetAt, expected + (next.resetAt - expected) / memory)
+  if (expected <= next.at) return least
+  // No request comes before it was sent: then the latest word counts. No answer is there before it was given.
+  return isPrompt(next)
+    ? Math.max(least, expected - (expected - least) / memory)
+    : Math.min(least, expected + (least - expected) / memory)
 }
+
+/** How much later a bucket is full for what was taken between two answers. */
+const comeSince = (before: AnnouncedLimit, next: AnnouncedLimit): number =>
+  next.votes >= bucketVotes && isExact(next) ? (next.total - before.total) / (next.fill ?? Infinity) : 0
+
+/** The reset that an answer tells, from the earliest moment from which it may count. */
+const earliest = (self: AnnouncedLimit): number =>
+  isPrompt(self) ? self.resetAt - Math.max(0, self.took - guardMillis) : self.resetAt
+
+const isPrompt = ({ prompt }: AnnouncedLimit): boolean => prompt >= promptVotes
+
+/** From which moment resets count makes no difference between answers that take equally long. Otherwise one explains more. */
+const promptness = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
+  if (!before.told) return 0
+  const asAnswered = next.resetAt - before.resetAt - comeSince(before, next)
+  const asSent = Math.abs(asAnswered - (next.took - before.took))
+  return asSent < Math.abs(asAnswered) / 2 ? 1 : Math.abs(asAnswered) < asSent / 2 ? -1 : 0
+}
+
+const bounded = (votes: number): number => Math.max(-8, Math.min(8, votes))
 
 /** Where nothing is left, nobody sees how much there may be. */
 const mostOf = (before: number | undefined, remaining: number, unit: Unit): number | undefined =>
@@ -223,13 +267,30 @@ const available = (self: AnnouncedLimit, total: number, now: number): number => 
   const perMilli = rate(self)
   if (perMilli === undefined) return self.remaining - (total - self.total)
   const all = allOf(self)
+  const taken = total - self.total
   return all !== undefined && isExact(self)
-    ? all - (fullAt(self, total) - now) * perMilli
-    : Math.min(all ?? Infinity, self.remaining + (now - self.at) * perMilli) - (total - self.total)
+    ? Math.min(
+      all - (fullAt(self, total) - now) * perMilli,
+      // No more than was left, which was rounded down, and came since.
+      self.remaining + 1 + (now - self.at + self.took) * perMilli - taken
+    )
+    : Math.min(all ?? Infinity, self.remaining + (now - self.at) * perMilli) - taken
 }
 
 /** Whether it is known to a hair how fast a bucket fills: at its limit, per minute. */
 const isExact = ({ fill, limit }: AnnouncedLimit): boolean => fill !== undefined && fill === (limit ?? 0) / usualWindow
+
+/**
+ * Whether it is a window, as far as that can be seen: no bucket that fills in a minute takes as long as that for what
+ * lacks.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const isWindow = ({ at, limit, remaining, resetAt, votes }: AnnouncedLimit): boolean =>
+  votes < 0 ||
+  (votes === 0 && limit !== undefined && resetAt - at <= usualWindow &&
+    remaining + (resetAt - at) * limit / usualWindow > limit + 1)
 
 /**
  * When some of what is left now will be lost if nobody uses it: at the end of the window, or when the bucket is full.
@@ -238,9 +299,9 @@ const isExact = ({ fill, limit }: AnnouncedLimit): boolean => fill !== undefined
  * @category getters
  */
 export const lostAt = (self: AnnouncedLimit, total: number, now: number): number => {
-  const full = fullAt(self, total)
+  if (rate(self) !== undefined) return fullAt(self, total)
   // The window after the one that ended ends one window later.
-  return now < full || rate(self) !== undefined ? full : full + self.longest
+  return now < self.endsAt ? self.endsAt : nextEnd(self, now)
 }
 
 /**
@@ -252,8 +313,13 @@ export const lostAt = (self: AnnouncedLimit, total: number, now: number): number
 export const pace = (self: AnnouncedLimit): number =>
   rate(self) ?? (self.limit === undefined ? Infinity : self.limit / Math.max(self.longest, usualWindow))
 
-/** When all is there again, whatever was leased before: what is leased after it counts anew, see `roll`. */
-const fullAt = (self: AnnouncedLimit, total: number): number =>
+/**
+ * When all is there again, whatever was leased before: what is leased after it counts anew, see `roll`.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const fullAt = (self: AnnouncedLimit, total: number): number =>
   self.fullAt + (total - self.total) / (rate(self) ?? Infinity)
 
 /** How fast a bucket fills, per millisecond; `undefined` unless it is known to be one. */
@@ -265,10 +331,14 @@ const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bu
  * @since 0.1.0
  * @category steps
  */
-export const roll = (self: AnnouncedLimit, total: number, now: number): AnnouncedLimit =>
-  now < fullAt(self, total)
-    ? self
-    : { ...self, remaining: allOf(self) ?? Infinity, at: now, total, ...untilAll(now + Math.max(1, self.longest)) }
+export const roll = (self: AnnouncedLimit, total: number, now: number): AnnouncedLimit => {
+  if (now < fullAt(self, total)) return self
+  const full = { ...self, remaining: allOf(self) ?? Infinity, at: now, total }
+  return rate(self) === undefined
+    ? { ...full, ...untilAll(now + Math.max(1, self.longest)), endsAt: nextEnd(self, now) }
+    // What is taken comes back from now on.
+    : { ...full, ...untilAll(now) }
+}
 
 /**
  * Refused, though something seemed to be left, and told no more than when to come again: nothing is left until then.
@@ -290,13 +360,47 @@ export const exhaust = (self: AnnouncedLimit, total: number, until: number, now:
     }
 }
 
-const untilAll = (at: number) => ({ resetAt: at, fullAt: at, told: false })
+/**
+ * Refused, and told to come again long before all is there: it is a bucket, which gives one request after the other.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const refused = (self: AnnouncedLimit, waitMillis: number, now: number): AnnouncedLimit => {
+  const resetMillis = self.resetAt - now
+  if (!self.told || self.remaining >= 1 || waitMillis === 0 || waitMillis + roundingMillis >= resetMillis) return self
+  // Many answers know better than one wait, which may be the same whatever is left.
+  if (self.votes <= -bucketVotes) return self
+  const votes = Math.max(self.votes, bucketVotes)
+  const perMilli = (self.limit ?? 0) / usualWindow
+  const size = Math.round(resetMillis * perMilli)
+  // It fills by its limit each minute: then its size is what fills until it is full, and no more was ever there.
+  return size >= 1 && waitMillis <= 1 / perMilli + roundingMillis &&
+      (self.most ?? 0) <= 1 + (resetMillis + roundingMillis) * perMilli
+    ? { ...self, votes, fill: perMilli, most: Math.max(self.most ?? 0, size) }
+    : { ...self, votes }
+}
+
+/** When the window ends that comes after the one that is over; how long it is, only the next answer may tell. */
+const nextEnd = (self: AnnouncedLimit, now: number): number => {
+  const { endsAt, longest } = self
+  const millis = isWindow(self) ? Math.max(longest, usualWindow) : longest
+  return now < endsAt + millis ? endsAt + millis : now + millis
+}
+
+const untilAll = (at: number) => ({ resetAt: at, fullAt: at, endsAt: at, told: false })
 
 /** The share of a limit from which on it counts as seen whole: what the request itself took is not always known. */
 const nearly = 0.9
 /** Until more is known of its length, a window is taken for one of a minute. */
 const usualWindow = 60_000
+/** So long after a reset that was counted from when a request came the next one is sent. */
+const guardMillis = 20
+/** How many more answers must speak for resets that count from when a request came. */
+const promptVotes = 4
 /** Of so many answers the earliest counts, about. */
 const memory = 8
+/** Servers that tell whole seconds round up. */
+const roundingMillis = 1_000
 /** How many more answers must speak for a bucket than for a window. */
 const bucketVotes = 2

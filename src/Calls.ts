@@ -20,6 +20,7 @@ import * as Ref from "effect/Ref"
 import * as RuntimeFlags from "effect/RuntimeFlags"
 import type * as Scope from "effect/Scope"
 import * as Acquisition from "./Acquisition.js"
+import * as Alarms from "./Alarms.js"
 import * as ApiKey from "./ApiKey.js"
 import { CallOptions } from "./CallOptions.js"
 import * as Claims from "./Claims.js"
@@ -108,7 +109,8 @@ export const run = <A, E, R>(
   options: RunOptions<A, E>
 ): Effect.Effect<A, E | PoolError, R> =>
   Effect.withFiberRuntime((fiber, { runtimeFlags }) => {
-    const given = Context.get(fiber.getFiberRef(FiberRef.currentContext), CallOptions)
+    const context = fiber.getFiberRef(FiberRef.currentContext)
+    const given = Context.get(context, CallOptions)
     const clock = Context.get(fiber.getFiberRef(DefaultServices.currentServices), Clock.Clock)
     const call = OngoingCall.make(core, given, options, clock)
     const running = onceLoaded(
@@ -123,7 +125,7 @@ export const run = <A, E, R>(
     )
     const timed = OngoingCall.withDeadline(core, running, call, given)
     const told = core.telemetry.listened()
-      ? Effect.onExit(timed, (exit) => OngoingCall.ended(core, call, exit))
+      ? Effect.onExit(timed, (exit) => OngoingCall.ended(core, call, exit, context))
       : timed
     const { trails } = given
     return trails === undefined ? told : Effect.ensuring(
@@ -354,19 +356,18 @@ const hedged = <A, E, R>(
             : Effect.zipRight(PoolCore.announce(core, undefined, { events, state, answers: noAnswers }), claimed)
         }
       )
-    const sleep = work.restore(
-      Effect.sleep(Math.min(Math.ceil(at - MonotonicTime.nowOf(call.clock)), MonotonicTime.longestSleep))
-    )
     return Effect.map(
       HedgedAttempt.race<A | Again<A, E>, E, R>(work.restore, {
         first: (side) => attempt(core, call, work, record, 1, call.startedAt, 0, passed, side),
         second: (side, begins) =>
-          Effect.zipRight(
-            sleep,
-            core.config.strategy.randomised
-              ? Effect.flatMap(Random.next, (random) => second(side, begins, random))
-              : Effect.suspend(() => second(side, begins, 0))
-          ),
+          core.config.strategy.randomised
+            ? Effect.flatMap(Random.next, (random) => second(side, begins, random))
+            : second(side, begins, 0),
+        whenDue: (ring) => {
+          const alarm: Alarms.Alarm = { at, ring }
+          Alarms.set(core.alarms, alarm)
+          return () => Alarms.callOff(core.alarms, alarm)
+        },
         isOpen: (result) =>
           result instanceof Again &&
           RetryDecision.decide(core.settings, RetryDecision.initial, result.fault, call.replayable)[0]._tag !== "Stop",

@@ -50,9 +50,37 @@ export const hear = (
     slot: lease.slot,
     nth: lease.nth
   }
-  const state = before.rest.health.idle
-    ? before
-    : withHealth(before, ProviderHealth.decided(before.rest.health, attempt, now))
+  const { events, state } = before.rest.health.idle
+    ? { events: PoolState.noEvents, state: before }
+    : decided(config, before, attempt, now)
+  const heard = judged(config, state, attempt, outcome, end, now)
+  return events.length === 0 ? heard : { ...heard, events: [...events, ...heard.events] }
+}
+
+/** An attempt is decided: outages that nobody has asked about for long are over with that. */
+const decided = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  attempt: ProviderHealth.Attempt,
+  now: number
+): PoolState.Changed => {
+  const { health } = state.rest
+  const after = ProviderHealth.decided(health, attempt, now)
+  const next = withHealth(state, after)
+  const over = ProviderHealth.forgotten(health, after)
+  return over.length === 0
+    ? { state: next, events: PoolState.noEvents }
+    : { state: moved(next), events: over.map((outage) => closedEvent(config, outage, now)) }
+}
+
+const judged = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  attempt: ProviderHealth.Attempt,
+  outcome: Outcome.Outcome,
+  end: boolean,
+  now: number
+): Heard => {
   switch (outcome._tag) {
     case "Success":
       return succeeded(config, state, attempt, now)
@@ -80,7 +108,7 @@ const succeeded = (
   if (closed.length === 0) return { state: next, events: PoolState.noEvents, blames: true }
   return {
     state: moved(next),
-    events: closed.map((outage) => ({ _tag: "provider.closed", ...told(config, outage, now) })),
+    events: closed.map((outage) => closedEvent(config, outage, now)),
     blames: true
   }
 }
@@ -197,6 +225,7 @@ export const limited = (
     state.rest.health,
     { origin: PoolState.originOf(key), model: lease.model },
     {
+      since: lease.startedAt,
       at: now,
       lease: lease.id,
       keyId: id,
@@ -269,6 +298,11 @@ const told = ({ pool }: PoolState.Config, { model, origin }: ProviderHealth.Outa
   at,
   origin: origin === "" ? pool : origin,
   ...(model === undefined ? {} : { model })
+})
+
+const closedEvent = (config: PoolState.Config, outage: ProviderHealth.Outage, now: number): Telemetry.Unnumbered => ({
+  _tag: "provider.closed",
+  ...told(config, outage, now)
 })
 
 const withHealth = (state: PoolState.PoolState, health: ProviderHealth.Health): PoolState.PoolState =>

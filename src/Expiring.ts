@@ -20,7 +20,7 @@ import * as SlotMap from "./SlotMap.js"
  */
 export const instead = (
   state: PoolState.PoolState,
-  { avoid, model, only }: PoolState.Request,
+  { avoid, model, only, tokens }: PoolState.Request,
   barred: ((slot: number) => boolean) | undefined,
   picked: KeyState.KeyState,
   now: number
@@ -28,9 +28,12 @@ export const instead = (
   // Whoever was tried already is the last resort: there is no other.
   if (avoid.includes(picked.slot)) return undefined
   let best = picked
+  let bestRoom = 0
   let lost = Infinity
+  let pickedAt = Infinity
   let known = 0
   let pace = 0
+  let windows = false
   let from = picked.slot
   for (let looked = Math.min(mostLooked, state.slots.size); looked > 0; looked--) {
     const key = SlotMap.next(state.slots, from) ?? SlotMap.next(state.slots, 0)
@@ -38,27 +41,43 @@ export const instead = (
     from = key.slot + 1
     const party = PoolState.partyLimits(state, key)
     const ofModel = PoolState.modelLimits(state, key, model)
-    const most = Math.min(paceOf(party), paceOf(ofModel))
+    const most = Math.min(paceOf(party, tokens), paceOf(ofModel, tokens))
     if (most < Infinity) {
       known++
       pace += most / membersOf(state, key)
     }
+    windows ||= hasWindow(party) || hasWindow(ofModel)
     const at = Math.min(lostAt(party, now), lostAt(ofModel, now))
-    // A key of which nothing is known has its turn: it may tell.
-    if (key === picked && at === Infinity) return undefined
+    if (key === picked) pickedAt = at
     if (at >= lost || key.gatedUntil !== undefined || avoid.includes(key.slot)) continue
     if (key !== picked && (only?.(key.key) === false || barred?.(key.slot) === true)) continue
     best = key
+    bestRoom = Math.min(roomOf(party, now, tokens), roomOf(ofModel, now, tokens))
     lost = at
   }
   if (best === picked) return undefined
-  const scarce = state.rest.waiting > 0 ||
-    PoolState.offered(state, now) >= scarcity * pace / known * state.slots.size
-  return scarce ? best : undefined
+  const offered = PoolState.offeredAtMost(state, now)
+  if (state.rest.waiting === 0 && (known === 0 || offered < scarcity * pace / known * state.slots.size)) {
+    return undefined
+  }
+  // A key of which nothing is known has its turn: it may tell, and a bucket that is full loses all the time. Of windows the
+  // best is used instead while it is asked for the first time, or while some of the best will be lost in any case.
+  return pickedAt < Infinity || (windows && (picked.inFlight > 0 || isPlenty(bestRoom, offered * (lost - now))))
+    ? best
+    : undefined
 }
 
-const paceOf = (limits: RateLimit.RateLimit | undefined): number =>
-  limits === undefined ? Infinity : RateLimit.pace(limits)
+/** Whether there is more than will be used; of what nobody knows, nothing is said. */
+const isPlenty = (room: number, used: number): boolean => room < Infinity && room > used
+
+const hasWindow = (limits: RateLimit.RateLimit | undefined): boolean =>
+  limits !== undefined && RateLimit.hasWindow(limits)
+
+const roomOf = (limits: RateLimit.RateLimit | undefined, now: number, tokens: RateLimit.Estimate | undefined): number =>
+  limits === undefined ? Infinity : RateLimit.room(limits, now, tokens)
+
+const paceOf = (limits: RateLimit.RateLimit | undefined, tokens: RateLimit.Estimate | undefined): number =>
+  limits === undefined ? Infinity : RateLimit.pace(limits, tokens)
 
 const lostAt = (limits: RateLimit.RateLimit | undefined, now: number): number =>
   limits === undefined ? Infinity : RateLimit.lostAt(limits, now)

@@ -176,10 +176,10 @@ class Held implements HeldLease {
 
   get metered() {
     const { core, record } = this.#parts
-    const taken = record.reserved?.party
-    return taken === undefined || taken.input + taken.output === 0
-      ? undefined
-      : Effect.map(Ref.get(core.state), ({ rest }) => rest.limits.metered)
+    const { model, party } = record.reserved ?? {}
+    return takes(party) || takes(model)
+      ? Effect.map(Ref.get(core.state), (state) => PoolState.isMetered(state, record.model))
+      : undefined
   }
 
   get abortWith() {
@@ -240,6 +240,9 @@ class Held implements HeldLease {
     return say(this.#parts, outcome, end, lost)
   }
 }
+
+/** Whether what was taken of a limit has tokens in it. */
+const takes = (taken: RateLimit.Reservation | undefined): boolean => taken !== undefined && taken.input + taken.most > 0
 
 /** Takes in what is said, if it still counts, and ends the lease if `end`. */
 const say = (

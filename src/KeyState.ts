@@ -6,6 +6,7 @@
 import type * as ApiKey from "./ApiKey.js"
 import * as CircuitBreaker from "./CircuitBreaker.js"
 import * as Fault from "./Fault.js"
+import * as LearnedConcurrency from "./LearnedConcurrency.js"
 import * as RateLimit from "./RateLimit.js"
 import type * as Strategy from "./Strategy.js"
 
@@ -32,6 +33,8 @@ export interface KeyState extends Strategy.Candidate {
   /** Since when it has answered nothing: when its first attempt of those in flight began, or its last answer came. */
   readonly quietSince: number
   readonly stall: Stall | undefined
+  /** How many attempts it lets run at once, as far as that was learned. */
+  readonly concurrency: LearnedConcurrency.LearnedConcurrency | undefined
   /** Its limits for all models, if it is in no group. */
   readonly limits: RateLimit.RateLimit | undefined
   /** Where it stands among the gated keys: the instant it may open. `undefined` while it is eligible. */
@@ -71,6 +74,7 @@ export const make = (key: ApiKey.ApiKey, slot: number): KeyState => ({
   ramp: undefined,
   quietSince: -Infinity,
   stall: undefined,
+  concurrency: undefined,
   limits: key.quotaGroup === undefined ? RateLimit.declare(undefined, [key.limits]) : undefined,
   gatedUntil: undefined,
   gatedEarliest: undefined,
@@ -119,6 +123,7 @@ export const numbered = (
   ramp: key.ramp,
   quietSince,
   stall: key.stall,
+  concurrency: key.concurrency,
   limits,
   gatedUntil: key.gatedUntil,
   gatedEarliest: key.gatedEarliest,
@@ -297,10 +302,11 @@ export interface GateSettings {
  */
 export const gates: ReadonlyArray<(settings: GateSettings, key: KeyState, now: number) => Closed | undefined> = [
   (_, key) => key.retiring ? closed("retired", Infinity) : key.enabled ? undefined : closed("disabled", Infinity),
-  (_, key) =>
-    key.inFlight < (key.key.limits.concurrency ?? Infinity)
+  (_, key) => isRoomy(key) ? undefined : closed("concurrency", Infinity, { earliest: -Infinity }),
+  (_, { concurrency, inFlight }, now) =>
+    concurrency === undefined || inFlight < LearnedConcurrency.most(concurrency, now)
       ? undefined
-      : closed("concurrency", Infinity, { earliest: -Infinity }),
+      : closed("concurrency", LearnedConcurrency.forgottenAt(concurrency), { earliest: -Infinity }),
   (settings, key, now) => breakerGate(settings.breaker, key.breaker, now),
   (settings, key, now) => benchGate(settings, key.bench, now),
   (settings, key, now) => rampGate(settings, key, now),
@@ -337,7 +343,7 @@ export const isPlain = (key: KeyState): boolean =>
  */
 export const isWell = (key: KeyState): boolean =>
   key.bench === undefined && key.ramp === undefined && key.stall === undefined && key.breaker._tag === "Closed" &&
-  key.enabled && !key.retiring
+  key.enabled && !key.retiring && key.concurrency === undefined
 
 /**
  * Whether the limits of a key that is well let it serve.
@@ -346,8 +352,10 @@ export const isWell = (key: KeyState): boolean =>
  * @category gates
  */
 export const isWithinLimits = (key: KeyState, now: number): boolean =>
-  (key.key.limits.concurrency === undefined || key.inFlight < key.key.limits.concurrency) &&
-  (key.limits === undefined || RateLimit.gate(key.limits, undefined, now) === undefined)
+  isRoomy(key) && (key.limits === undefined || RateLimit.gate(key.limits, undefined, now) === undefined)
+
+/** Whether fewer attempts are in flight than may be. */
+const isRoomy = (key: KeyState): boolean => key.inFlight < (key.key.limits.concurrency ?? Infinity)
 
 const breakerGate = (options: CircuitBreaker.Options, state: CircuitBreaker.State, now: number): Closed | undefined => {
   if (state._tag === "Closed") return undefined

@@ -1,5 +1,5 @@
 /**
- * A limit of requests that nobody declares or announces: learned from refusals alone.
+ * A limit that nobody declares or announces, of requests or of tokens: learned from refusals alone.
  *
  * What a refusal tells is the instant when the next request fits. Between two such instants the provider let through as
  * many requests as were accepted, neither more nor fewer: that is its rate, exactly, whether it counts in windows or by
@@ -8,32 +8,41 @@
  * its last request there is nothing for the rest of it, however long. A bucket gives one request at a time: its wait is
  * never worth more than about one.
  *
+ * Amounts are what the limit counts: 1 for each request, or its tokens. Tokens are as the pool estimates them, and what an
+ * answer did not use is taken off; what providers count may be another measure of the same.
+ *
  * @since 0.1.0
  */
 import type { Full } from "./DeclaredLimit.js"
 
 /**
- * What has been learned. Leases are counted from the first of the limit on; see `RateLimit`.
+ * What has been learned. What is leased is counted from the first lease of the limit on; see `RateLimit`.
  *
  * @since 0.1.0
  * @category models
  */
 export interface LearnedLimit {
-  /** The last lease before the newest refusal: refusals of earlier ones are old news. */
+  /** All that was leased before the newest refusal came: refusals of earlier leases are old news. */
   readonly stamp: number
+  /** What a request takes on average. */
+  readonly size: number
+  /** What the request takes for which `end` was told; 0 where nobody knows. */
+  readonly cost: number
   /** When requests fit again, as told; without being told, when the refusal came. */
   readonly end: number
   readonly told: boolean
   /** How many instants were told in a row of which nothing came: who came then was refused. */
   readonly barren: number
+  /** Above 0 after instants of which nothing came, until one was right at the first try. */
+  readonly doubts: number
   /** How much longer than told it is until the next request fits: what the refusal itself took must come back. */
   readonly owes: number
   /** About how long it took from one accepted request to the next before the first refusal, if there were many. */
   readonly usual: number
-  /** Leases since `end`, and what became of them. */
+  /** Leased since `end`, and what became of it. */
   readonly leased: number
   readonly accepted: number
-  /** Refused since, or with the refusal that told `end`. */
+  /** Not taken in the end: refused, not sent, not used. */
   readonly refused: number
   readonly measured: Measured | undefined
   /** When the next request is due by the pace. */
@@ -43,7 +52,7 @@ export interface LearnedLimit {
   /** The last lease, and the longest time since `end` for which one could have begun and none did. */
   readonly leasedAt: number
   readonly idle: number
-  /** Accepted since the last refusal. */
+  /** How many requests were accepted since the last refusal. */
   readonly steady: number
   /** When it last had to do with anything. */
   readonly at: number
@@ -63,15 +72,26 @@ export interface Measured {
 }
 
 /**
- * A request was refused. `lease` is its number, `newest` that of the last lease of all; `usual` is about how long it took
- * from one accepted request to the next, if there were many.
+ * What an attempt takes, and all that had been leased with it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Taken {
+  readonly cost: number
+  readonly leased: number
+}
+
+/**
+ * A request was refused. `newest` is all that was leased until now; `usual` is about how long it took from one accepted
+ * request to the next, if there were many.
  *
  * @since 0.1.0
  * @category steps
  */
 export const refused = (
   before: LearnedLimit | undefined,
-  lease: number,
+  { cost, leased }: Taken,
   newest: number,
   waitMillis: number | undefined,
   usual: number,
@@ -80,28 +100,32 @@ export const refused = (
   const told = waitMillis !== undefined
   const self = before === undefined || isForgotten(before, now) ? undefined : before
   const toldEnd = now + (waitMillis ?? 0)
-  if (self !== undefined && lease <= self.stamp) return again(self, toldEnd + self.owes, told, now)
+  if (self !== undefined && leased <= self.stamp) return again(self, cost, toldEnd + self.owes, told, now)
   // Those that were leased before it are accepted, or will be.
-  const count = self === undefined ? 0 : lease - self.stamp - 1 - self.refused
+  const count = self === undefined ? 0 : leased - self.stamp - cost - self.refused
   const met = self !== undefined && told && self.told && self.leasedAt <= self.end + promptMillis
   const barren = met && count < 1 ? self.barren + 1 : 0
   const owes = self === undefined || !told || !self.told ? 0 : owed(self, barren, waitMillis, toldEnd)
   const end = toldEnd + owes
   const measured = self === undefined || count < 1 || self.told !== told
     ? self?.measured
-    : measure(self, count + taken(owes), end, waitMillis, now)
+    : measure(self, count + taken(owes, self), cost, end, waitMillis, now)
+  const size = self?.size ?? cost
   return {
     stamp: newest,
+    size,
+    cost,
     end,
     told,
     barren,
+    doubts: barren > 0 ? 2 : Math.max(0, (self?.doubts ?? 0) - (count > 0 ? 1 : 0)),
     owes,
     usual: self?.usual ?? usual,
     leased: 0,
     accepted: 0,
     refused: 0,
     measured,
-    due: end + slackOf(measured),
+    due: dueAt(measured, end, size, cost),
     window: { since: end, leased: 0, accepted: 0 },
     leasedAt: end,
     idle: 0,
@@ -110,6 +134,12 @@ export const refused = (
   }
 }
 
+/** At `end` just what the refused request takes has gathered. */
+const dueAt = (measured: Measured | undefined, end: number, size: number, cost: number): number =>
+  measured?.shape === "bucket"
+    ? end + slackOf(measured, size) + (size - (cost || size)) * measured.millis / measured.count
+    : end
+
 /**
  * Some buckets lose by refusals too, and tell how long it would have been without: who comes exactly then is refused
  * again, and for ever. What a refusal takes comes back in the time of one request: as long as from one instant that
@@ -117,30 +147,32 @@ export const refused = (
  * waits for about one request at a time were of no use, or any waits many times.
  */
 const owed = (self: LearnedLimit, barren: number, waitMillis: number, toldEnd: number): number => {
-  const { end, measured, owes } = self
+  const { end, measured, owes, size } = self
   if (measured?.shape === "window") return 0
-  const interval = measured === undefined ? self.usual : measured.millis / measured.count
+  const interval = measured === undefined ? self.usual : size * measured.millis / measured.count
   if (barren === 0) return owes > 0 && measured !== undefined ? Math.min(longestOwed, interval) : owes
   if (owes === 0 && barren < (waitMillis <= 2 * interval ? fewBarren : manyBarren)) return 0
   return Math.min(longestOwed, Math.max(2 * owes, owes > 0 ? 0 : toldEnd - end, 1))
 }
 
-/** How many requests a refusal counts for. */
-const taken = (owes: number): number => owes > 0 ? 1 : 0
+/** How much a refusal counts for. */
+const taken = (owes: number, { size }: LearnedLimit): number => owes > 0 ? size : 0
 
 /** One more refusal of the same moment: the latest word counts. */
-const again = (self: LearnedLimit, end: number, told: boolean, now: number): LearnedLimit => {
+const again = (self: LearnedLimit, cost: number, end: number, told: boolean, now: number): LearnedLimit => {
   if (!told || end <= self.end || self.leased > 0) return { ...self, at: now }
   const { measured } = self
-  const later = measured === undefined || measured.since + measured.millis !== self.end
+  const more = measured?.shape === "bucket" ? taken(self.owes, self) + grown(self, cost) : 0
+  const later = measured === undefined || measured.since + measured.millis !== self.end || measured.count + more <= 0
     ? measured
-    : { ...measured, count: measured.count + taken(self.owes), millis: end - measured.since }
+    : { ...measured, count: measured.count + more, millis: end - measured.since }
   return {
     ...self,
+    cost,
     end,
     told,
     measured: later,
-    due: end + slackOf(later),
+    due: dueAt(later, end, self.size, cost),
     window: { ...self.window, since: end },
     leasedAt: end,
     at: now
@@ -150,6 +182,7 @@ const again = (self: LearnedLimit, end: number, told: boolean, now: number): Lea
 const measure = (
   self: LearnedLimit,
   count: number,
+  cost: number,
   end: number,
   waitMillis: number | undefined,
   now: number
@@ -157,29 +190,35 @@ const measure = (
   const millis = Math.max(1, end - self.end)
   // Servers that tell whole seconds round up.
   const wait = waitMillis === undefined ? 0 : waitMillis % 1000 === 0 ? Math.max(0, waitMillis - 1000) : waitMillis
-  const refusals = self.refused + 1
-  const worth = count * wait / millis
+  // What fits first after a wait may be less than what fitted first after the last: a bucket did not give the difference.
+  const filled = count + grown(self, cost)
   const last = self.measured
-  const shape = worth > refusals + 1
+  const shape = filled * wait / millis > cost + self.size
     ? "window"
     : last?.shape === "window" && now < end
     ? keptShape(last, millis)
     : "bucket"
   // A bucket that was left alone may have run over: nobody knows what it would have let through.
-  if (shape === "bucket" && Math.max(self.idle, now - self.leasedAt) > longestIdle) return last
-  const fresh: Measured = { shape, count, since: self.end, millis }
+  if (shape === "bucket" && (filled <= 0 || Math.max(self.idle, now - self.leasedAt) > longestIdle)) return last
+  const passed = shape === "bucket" ? filled : count
+  const fresh: Measured = { shape, count: passed, since: self.end, millis }
   if (last === undefined || last.shape !== shape) return fresh
   const rounding = waitMillis !== undefined && waitMillis % 1000 === 0 ? 1000 : 0
-  const agrees = Math.abs(count / millis * (last.millis / last.count) - 1) <= agreement + 1 / count + rounding / millis
-  if (!agrees) return fresh
+  const exactness = agreement + self.size / passed + rounding / millis
+  if (Math.abs(passed / millis * (last.millis / last.count) - 1) > exactness) return fresh
   // Several windows may have passed without a refusal.
   const windows = shape === "window" ? Math.max(1, Math.round(millis / last.millis)) : 1
   if (windows > 1) return { ...fresh, count: Math.ceil(count / windows), millis: millis / windows }
-  // Of a bucket, a longer time tells the rate more exactly; windows begin anew.
-  return shape === "window" || last.since + last.millis !== self.end || last.count > longMeasure
+  // A window may have had more left than was let through, but less than what was refused.
+  if (shape === "window") return { ...fresh, count: Math.max(count, Math.min(last.count, count + cost - 1)) }
+  // Of a bucket, a longer time tells the rate more exactly.
+  return last.since + last.millis !== self.end || last.count > longMeasure * self.size
     ? fresh
-    : { shape, count: last.count + count, since: last.since, millis: last.millis + millis }
+    : { shape, count: last.count + passed, since: last.since, millis: last.millis + millis }
 }
+
+/** How much more the refused request takes than the one for which the last wait was told, if that is known. */
+const grown = (self: LearnedLimit, cost: number): number => self.cost === 0 ? 0 : cost - self.cost
 
 /** A window whose last moments saw the refusal is still one. */
 const keptShape = (last: Measured, millis: number): Measured["shape"] =>
@@ -191,18 +230,20 @@ const keptShape = (last: Measured, millis: number): Measured["shape"] =>
  * @since 0.1.0
  * @category steps
  */
-export const leased = (self: LearnedLimit, now: number): LearnedLimit | undefined => {
+export const leased = (self: LearnedLimit, cost: number, now: number): LearnedLimit | undefined => {
   if (isForgotten(self, now)) return undefined
   const { measured } = self
   const window = windowAt(self, now)
-  const since = Math.max(self.leasedAt, measured?.shape === "bucket" ? self.due - slackOf(measured) : self.end)
+  const size = self.size === 0 ? cost : self.size + (cost - self.size) / sizes
+  const since = Math.max(self.leasedAt, measured?.shape === "bucket" ? self.due - slackOf(measured, size) : self.end)
   return {
     ...self,
+    size,
     leasedAt: now,
     idle: Math.max(self.idle, now - since),
-    leased: self.leased + 1,
-    due: measured?.shape === "bucket" ? Math.max(self.due, now) + intervalOf(self, measured) : self.due,
-    window: { ...window, leased: window.leased + 1 },
+    leased: self.leased + cost,
+    due: measured?.shape === "bucket" ? Math.max(self.due, now) + cost * millisOf(self, measured) : self.due,
+    window: { ...window, leased: window.leased + cost },
     at: now
   }
 }
@@ -213,59 +254,80 @@ export const leased = (self: LearnedLimit, now: number): LearnedLimit | undefine
  * @since 0.1.0
  * @category steps
  */
-export const accepted = (self: LearnedLimit, lease: number, now: number): LearnedLimit => {
-  if (lease <= self.stamp) return self
+export const accepted = (self: LearnedLimit, { cost, leased }: Taken, now: number): LearnedLimit => {
+  if (leased <= self.stamp) return self
   const window = windowAt(self, now)
   return {
     ...self,
-    accepted: self.accepted + 1,
+    accepted: self.accepted + cost,
     barren: 0,
     steady: self.steady + 1,
-    window: { ...window, accepted: window.accepted + 1 },
+    window: { ...window, accepted: window.accepted + cost },
     at: now
   }
 }
 
 /**
- * A lease was not used: nothing was sent.
+ * So much of what a lease took was not used: nothing was sent, or less than was thought of. `accepted` tells whether it
+ * was accepted before.
  *
  * @since 0.1.0
  * @category steps
  */
-export const returned = (self: LearnedLimit, lease: number): LearnedLimit =>
-  lease <= self.stamp ? self : { ...self, refused: self.refused + 1 }
+export const returned = (self: LearnedLimit, { cost, leased }: Taken, accepted: boolean, now: number): LearnedLimit => {
+  if (leased <= self.stamp) return self
+  const { measured } = self
+  const window = windowAt(self, now)
+  return {
+    ...self,
+    accepted: self.accepted - (accepted ? cost : 0),
+    refused: self.refused + cost,
+    due: measured?.shape === "bucket" ? self.due - cost * millisOf(self, measured) : self.due,
+    window: {
+      ...window,
+      leased: Math.max(0, window.leased - cost),
+      accepted: Math.max(0, window.accepted - (accepted ? cost : 0))
+    }
+  }
+}
 
 /**
- * Whether a request fits now.
+ * Whether a request that takes so much fits now.
  *
  * @since 0.1.0
  * @category gates
  */
-export const gate = (self: LearnedLimit, now: number): Full | undefined => {
+export const gate = (self: LearnedLimit, cost: number, now: number): Full | undefined => {
   if (isForgotten(self, now)) return undefined
   if (now < self.end) return { until: self.end, earliest: self.end }
   const { measured } = self
+  const size = self.size || cost || 1
   // After a guessed wait the pool returns slowly by itself.
   if (measured === undefined) {
     if (!self.told) return undefined
     // Where nothing came of it before, one tries alone.
-    return slowly(self.barren > 0 ? self.leased + 1 : self.leased, self.accepted, self.end, now)
+    return slowly(self.leased / size + (self.barren > 0 ? 1 : 0), self.accepted / size, self.end, now)
   }
   if (measured.shape === "bucket") {
-    const until = Math.ceil(self.due - slackOf(measured))
+    // What takes more than ever gathers needs all that there is.
+    const missing = (cost - size) * measured.millis / measured.count
+    const until = Math.ceil(self.due - Math.max(0, slackOf(measured, size) - missing))
     return now >= until ? undefined : { until, earliest: until }
   }
   const window = windowAt(self, now)
   // Now and then one more than the last time: the limit may have grown. It is not tried by many at once.
-  const more = self.steady < patience ? 0 : 1 + 2 * Math.max(0, window.accepted - measured.count)
-  if (window.leased >= measured.count + more) {
+  const more = self.steady < patience ? 0 : size + 2 * Math.max(0, window.accepted - measured.count)
+  if (window.leased > 0 && window.leased + cost > measured.count + more) {
     return {
       until: Math.ceil(window.since + measured.millis),
       earliest: more > 0 ? -Infinity : window.since + measured.millis
     }
   }
-  // A window that was told to begin now is there at once; one that was reckoned may not have begun.
-  return window.since === self.end ? undefined : slowly(window.leased, window.accepted, window.since, now)
+  // A window that was told to begin now is there at once; one that was reckoned may not have begun, nor one that is told
+  // by somebody who was wrong of late.
+  return window.since === self.end && self.doubts === 0
+    ? undefined
+    : slowly(window.leased / size, window.accepted / size, window.since, now)
 }
 
 /**
@@ -282,7 +344,7 @@ export const share = (self: LearnedLimit, now: number): number => {
   if (measured === undefined) return 1
   const left = measured.shape === "window"
     ? 1 - windowAt(self, now).leased / measured.count
-    : 1 - (self.due - now) / slackOf(measured)
+    : 1 - (self.due - now) / slackOf(measured, self.size)
   return Math.max(0, Math.min(1, left))
 }
 
@@ -300,13 +362,13 @@ export const lostAt = (self: LearnedLimit, now: number): number => {
 }
 
 /**
- * How many requests per millisecond get through; `Infinity` where nobody knows.
+ * How many requests of the usual size get through per millisecond; `Infinity` where nobody knows.
  *
  * @since 0.1.0
  * @category getters
  */
-export const pace = ({ measured }: LearnedLimit): number =>
-  measured === undefined ? Infinity : measured.count / measured.millis
+export const pace = ({ measured, size }: LearnedLimit): number =>
+  measured === undefined ? Infinity : measured.count / measured.millis / size
 
 /** Two, and as many again as were accepted, or as seconds pass: nothing is known, or not for certain. */
 const slowly = (leased: number, accepted: number, since: number, now: number): Full | undefined => {
@@ -330,18 +392,17 @@ const windowAt = ({ measured, window }: LearnedLimit, now: number): LearnedLimit
  */
 const boldness = (self: LearnedLimit, measured: Measured): number => {
   // What was measured over few requests is not known well: what is wrong about it is found out soon.
-  const flat = Math.min(patience, Math.max(leastFlat, measured.count))
+  const flat = Math.min(patience, Math.max(leastFlat, measured.count / self.size))
   return 1 + caution * ((self.steady - flat) / flat) ** 3
 }
 
-const intervalOf = (self: LearnedLimit, measured: Measured): number =>
+/** How long until one more of what the limit counts is there, by the pace. */
+const millisOf = (self: LearnedLimit, measured: Measured): number =>
   measured.millis / measured.count / boldness(self, measured)
 
 /** How far ahead of the pace requests may come after a while without any. */
-const slackOf = (measured: Measured | undefined): number =>
-  measured?.shape === "bucket"
-    ? Math.max(burstMillis, burst * measured.millis / measured.count / (1 - caution))
-    : 0
+const slackOf = ({ count, millis }: Measured, size: number): number =>
+  Math.max(burstMillis, burst * size * millis / count / (1 - caution))
 
 /** Whether it has had to do with nothing for so long that it counts no longer. */
 const isForgotten = (self: LearnedLimit, now: number): boolean => now >= Math.max(self.at, self.end) + memoryMillis
@@ -351,6 +412,8 @@ const caution = 0.03
 /** How many must be accepted before more is tried: each try may cost a refusal. */
 const patience = 100
 const leastFlat = 4
+/** Over about so many leases their usual size is known. */
+const sizes = 16
 /** Measurements that differ by less say the same. */
 const agreement = 0.1
 /** Long enough to know a rate. */

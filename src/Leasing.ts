@@ -48,14 +48,14 @@ export const lease = (
   now: number
 ): Leased => {
   const state = now >= before.nextOpening ? Places.reopen(config, before, now) : before
-  const { affinity, model, tokens } = request
+  const { affinity, hurry, model, tokens } = request
   const held = PoolState.heldUntil(config, state, model, now)
   if (typeof held === "number") return { state, lease: undefined, events: PoolState.noEvents }
   const narrowed = PoolState.narrowed(state, model)
   const barred = narrowed || held !== undefined
     ? (slot: number) => {
       const key = SlotMap.get(state.slots, slot)
-      return key === undefined || PoolState.providerGate(config, state, key.key, model, now) !== undefined ||
+      return key === undefined || PoolState.providerGate(config, state, key, model, now, hurry) !== undefined ||
         (narrowed && PoolState.ownGate(config, state, key, model, now, tokens) !== undefined)
     }
     : undefined
@@ -359,7 +359,7 @@ const floorKey = (
   return longestUnused(state, request, (key) => {
     const closed = PoolState.requestGate(config, state, key, request.model, now, request.tokens)
     return closed !== undefined && closed.breakableAt <= now &&
-      PoolState.providerGate(config, state, key.key, request.model, now) === undefined
+      PoolState.providerGate(config, state, key, request.model, now) === undefined
   })
 }
 

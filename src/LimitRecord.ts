@@ -67,16 +67,19 @@ export type StoredAnnounced = typeof StoredAnnounced.Type
  * @category models
  */
 export const StoredLearned = Schema.Struct({
-  /** How many were leased since the newest refusal. */
+  /** How much was leased since the newest refusal. */
   since: amount,
+  size: amount,
+  cost: amount,
   end: finite,
   told: Schema.Boolean,
   barren: amount,
+  doubts: Schema.optionalWith(amount, optional),
   owes: amount,
   usual: amount,
   leased: amount,
-  accepted: amount,
-  refused: amount,
+  accepted: finite,
+  refused: finite,
   measured: Schema.optionalWith(
     Schema.Struct({
       shape: Schema.Literal("window", "bucket"),
@@ -110,6 +113,7 @@ export const StoredLimits = Schema.Struct({
   declared: Schema.optionalWith(Schema.Array(StoredUse), optional),
   announced: Schema.optionalWith(Schema.Array(StoredAnnounced), optional),
   learned: Schema.optionalWith(StoredLearned, optional),
+  learnedTokens: Schema.optionalWith(StoredLearned, optional),
   /** What 95 of 100 requests put out at most, and how far that moves with each. */
   typical: Schema.optionalWith(Schema.Struct({ output: amount, step: amount }), optional)
 })
@@ -140,14 +144,14 @@ export const fromLimits = (
       : [{ unit: limit.unit, windowMillis: limit.windowMillis, used: uses.map(wordOf(now)).join(" ") }]
   })
   const announced = limits.announced.flatMap((limit): ReadonlyArray<StoredAnnounced> => {
-    const { at, fill, fullAt, limit: stated, longest, most, name, resetAt, told, total, unit, votes } = limit
+    const { at, fill, limit: stated, longest, most, name, resetAt, told, total, unit, votes } = limit
     const leased = RateLimit.total(unit, limits.leased)
     const remaining = limit.remaining - (leased - total)
     return isForgotten(limit, now) ? [] : [{
       name,
       at: at + wallOffset,
       resetAt: resetAt + wallOffset,
-      fullAt: fullAt + wallOffset,
+      fullAt: AnnouncedLimit.fullAt(limit, leased) + wallOffset,
       told,
       longest,
       votes,
@@ -157,13 +161,18 @@ export const fromLimits = (
       ...(fill === undefined ? {} : { fill })
     }]
   })
-  const learned = limits.learned === undefined ? undefined : learnedOf(limits.learned, limits.leased, wallOffset)
+  const learned = learnedOf(limits.learned, "requests", limits.leased, wallOffset)
+  const learnedTokens = learnedOf(limits.learnedTokens, "tokens", limits.leased, wallOffset)
   const { typical } = limits
-  if (declared.length + announced.length === 0 && learned === undefined && typical === undefined) return undefined
+  if (
+    declared.length + announced.length === 0 && learned === undefined && learnedTokens === undefined &&
+    typical === undefined
+  ) return undefined
   return {
     ...(declared.length === 0 ? {} : { declared }),
     ...(announced.length === 0 ? {} : { announced }),
     ...(learned === undefined ? {} : { learned }),
+    ...(learnedTokens === undefined ? {} : { learnedTokens }),
     ...(typical === undefined ? {} : { typical })
   }
 }
@@ -196,7 +205,8 @@ export const restore = (
       ...self.announced,
       ...(stored.announced ?? []).flatMap((kept) => known.has(kept.name) ? [] : announcedOf(kept, backAt))
     ].slice(0, RateLimit.mostAnnounced),
-    learned: self.learned ?? (stored.learned === undefined ? undefined : learnedFrom(stored.learned, backAt)),
+    learned: self.learned ?? learnedFrom(stored.learned, backAt),
+    learnedTokens: self.learnedTokens ?? learnedFrom(stored.learnedTokens, backAt),
     typical: self.typical ?? stored.typical,
     at: Math.max(self.at, backAt(savedAt))
   }
@@ -255,6 +265,9 @@ const announcedOf = (
       total: 0,
       resetAt: backAt(resetAt),
       fullAt: backAt(fullAt),
+      endsAt: backAt(fullAt),
+      took: 0,
+      prompt: 0,
       told,
       longest,
       fill,
@@ -263,31 +276,41 @@ const announcedOf = (
 }
 
 const learnedOf = (
-  { measured, stamp, window, ...rest }: LearnedLimit.LearnedLimit,
+  learned: LearnedLimit.LearnedLimit | undefined,
+  unit: "requests" | "tokens",
   leased: RateLimit.Totals,
   wallOffset: number
-): StoredLearned => ({
-  ...rest,
-  since: Math.max(0, leased.requests - stamp),
-  end: rest.end + wallOffset,
-  due: rest.due + wallOffset,
-  leasedAt: rest.leasedAt + wallOffset,
-  at: rest.at + wallOffset,
-  window: { ...window, since: window.since + wallOffset },
-  ...(measured === undefined ? {} : { measured: { ...measured, since: measured.since + wallOffset } })
-})
+): StoredLearned | undefined => {
+  if (learned === undefined) return undefined
+  const { measured, stamp, window, ...rest } = learned
+  return {
+    ...rest,
+    since: Math.max(0, RateLimit.total(unit, leased) - stamp),
+    end: rest.end + wallOffset,
+    due: rest.due + wallOffset,
+    leasedAt: rest.leasedAt + wallOffset,
+    at: rest.at + wallOffset,
+    window: { ...window, since: window.since + wallOffset },
+    ...(measured === undefined ? {} : { measured: { ...measured, since: measured.since + wallOffset } })
+  }
+}
 
 /** Leases count anew in this process: those before were before its first. */
 const learnedFrom = (
-  { measured, since, window, ...rest }: StoredLearned,
+  stored: StoredLearned | undefined,
   backAt: (instant: number) => number
-): LearnedLimit.LearnedLimit => ({
-  ...rest,
-  stamp: -since,
-  end: backAt(rest.end),
-  due: backAt(rest.due),
-  leasedAt: backAt(rest.leasedAt),
-  at: backAt(rest.at),
-  window: { ...window, since: backAt(window.since) },
-  measured: measured === undefined ? undefined : { ...measured, since: backAt(measured.since) }
-})
+): LearnedLimit.LearnedLimit | undefined => {
+  if (stored === undefined) return undefined
+  const { measured, since, window, ...rest } = stored
+  return {
+    ...rest,
+    doubts: rest.doubts ?? 0,
+    stamp: -since,
+    end: backAt(rest.end),
+    due: backAt(rest.due),
+    leasedAt: backAt(rest.leasedAt),
+    at: backAt(rest.at),
+    window: { ...window, since: backAt(window.since) },
+    measured: measured === undefined ? undefined : { ...measured, since: backAt(measured.since) }
+  }
+}

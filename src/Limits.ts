@@ -10,6 +10,7 @@ import type * as AnnouncedLimit from "./AnnouncedLimit.js"
 import * as Cooldowns from "./Cooldowns.js"
 import type * as Fault from "./Fault.js"
 import * as KeyState from "./KeyState.js"
+import * as LearnedConcurrency from "./LearnedConcurrency.js"
 import type * as Outcome from "./Outcome.js"
 import * as Places from "./Places.js"
 import * as PoolState from "./PoolState.js"
@@ -97,8 +98,8 @@ export const settle = (
   const stayed = lease.key.quotaGroup === key.key.quotaGroup
   const reserved = stayed ? lease.reserved : undefined
   const state = stayed ? before : settleLeft(config, before, lease, heard, end, now)
-  const refusal = heard.answered && outcome?._tag === "Fault" && teaches(outcome.fault)
-    ? { fault: outcome.fault, target: Cooldowns.targetOf(key, lease.model, outcome.fault) }
+  const refusal = heard.answered && outcome?._tag === "Fault"
+    ? lessonOf(key, lease.model, outcome.fault, now)
     : undefined
   const accepts = heard.answered && outcome !== undefined && (outcome._tag === "Success" ||
     (outcome._tag === "Fault" && isAnswer(outcome.fault)))
@@ -110,14 +111,17 @@ export const settle = (
   ): RateLimit.RateLimit | undefined => {
     if (before === undefined && !announced && !refused) return undefined
     let limits = before ?? RateLimit.empty
-    const leased = reservation?.leased ?? RateLimit.none
-    if (reservation !== undefined && isUnsent(heard, end)) return RateLimit.returned(limits, reservation)
+    if (reservation !== undefined && isUnsent(heard, end)) return RateLimit.returned(limits, reservation, now)
     if (heard.answered && reservation !== undefined) limits = RateLimit.answered(limits, now)
-    if (announced) limits = RateLimit.announced(limits, reservation?.leased, heard.announced, now, key.inFlight)
-    if (refused) {
-      limits = RateLimit.refused(limits, leased, refusal?.fault.waitMillis, now, KeyState.usualMillis(key, now))
+    if (announced) {
+      const { startedAt } = lease
+      limits = RateLimit.announced(limits, reservation?.leased, heard.announced, now, key.inFlight, startedAt)
     }
-    if (accepts) limits = RateLimit.accepted(limits, leased, now)
+    if (refused && refusal !== undefined) {
+      const { fault, unit } = refusal
+      limits = RateLimit.refused(limits, unit, reservation, fault.waitMillis, now, KeyState.usualMillis(key, now))
+    }
+    if (accepts) limits = RateLimit.accepted(limits, reservation, now)
     if (end && reservation !== undefined) limits = RateLimit.spent(limits, reservation, heard.usage, now)
     return limits
   }
@@ -154,7 +158,7 @@ const settleLeft = (
   // A key's own limits went with it.
   if (group === undefined) return before
   const counted = (limits: RateLimit.RateLimit, reservation: RateLimit.Reservation) => {
-    if (isUnsent(heard, end)) return RateLimit.returned(limits, reservation)
+    if (isUnsent(heard, end)) return RateLimit.returned(limits, reservation, now)
     const answered = heard.answered ? RateLimit.answered(limits, now) : limits
     return end ? RateLimit.spent(answered, reservation, heard.usage, now) : answered
   }
@@ -181,9 +185,14 @@ const isUnsent = ({ sent }: Heard, end: boolean): boolean => !sent && end
 const isAnswer = ({ kind }: Fault.Fault): boolean =>
   kind !== "RateLimited" && kind !== "QuotaExhausted" && kind !== "Network" && kind !== "Timeout"
 
-/** Whether a refusal says something of how many requests may come: those of tokens, of days, of load do not. */
-const teaches = (fault: Fault.Fault): boolean =>
-  fault.kind === "RateLimited" && (fault.unit === undefined || fault.unit === "requests")
+/** What a refusal says of how many requests or tokens may come, and of whom; those of days, of load say nothing. */
+const lessonOf = (key: KeyState.KeyState, model: string | undefined, fault: Fault.Fault, now: number) => {
+  const { unit = "requests" } = fault
+  if (fault.kind !== "RateLimited" || unit === "other" || unit === "concurrency") return undefined
+  // What a key lets run at once explains a refusal of which nothing is said.
+  if (LearnedConcurrency.explains(key.concurrency, fault, key.inFlight - 1, now)) return undefined
+  return { fault, unit, target: Cooldowns.targetOf(key, model, fault) }
+}
 
 /**
  * What the keys of a party declare now: of a key, or of the members of its group together.

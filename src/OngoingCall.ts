@@ -5,11 +5,13 @@
  */
 import * as Cause from "effect/Cause"
 import type * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
+import * as Tracer from "effect/Tracer"
 import * as Affinity from "./Affinity.js"
 import type * as CallOptions from "./CallOptions.js"
 import { attemptsIn, DeadlineExceeded, emptyTrail, isPoolError, type Trail } from "./KeymeshError.js"
@@ -167,7 +169,7 @@ export const withDeadline = <A, E, R>(
 }
 
 /**
- * Tells how a call ended, once per call.
+ * Tells how a call ended, once per call; `context` is that of its caller.
  *
  * @since 0.1.0
  * @category events
@@ -175,8 +177,10 @@ export const withDeadline = <A, E, R>(
 export const ended = (
   { config, telemetry }: PoolCore.PoolCore,
   call: OngoingCall,
-  exit: Exit.Exit<unknown, unknown>
+  exit: Exit.Exit<unknown, unknown>,
+  context: Context.Context<never>
 ): Effect.Effect<void> => {
+  const parent = spanOf(context)
   const trail = MutableRef.get(call.trail)
   const now = MonotonicTime.nowOf(call.clock)
   return telemetry.publish([{
@@ -185,11 +189,24 @@ export const ended = (
     at: now,
     call: MutableRef.get(call.number),
     ...(call.model === undefined ? {} : { model: call.model }),
+    ...(call.operation === undefined ? {} : { operation: call.operation }),
     outcome: endOf(exit, trail),
     attempts: attemptsIn(trail),
     durationMillis: now - call.startedAt,
-    trail
+    trail,
+    ...(parent === undefined ? {} : { parent })
   }])
+}
+
+/** The span around a call, as plain data; one that is not to be told of stands for the one around it. */
+const spanOf = (
+  context: Context.Context<never>
+): { readonly traceId: string; readonly spanId: string; readonly sampled: boolean } | undefined => {
+  let span = Option.getOrUndefined(Context.getOption(context, Tracer.ParentSpan))
+  while (span !== undefined && Context.get(span.context, Tracer.DisablePropagation)) {
+    span = span._tag === "Span" ? Option.getOrUndefined(span.parent) : undefined
+  }
+  return span === undefined ? undefined : { traceId: span.traceId, spanId: span.spanId, sampled: span.sampled }
 }
 
 /** How a call ended, in one word. */

@@ -17,6 +17,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as DurableFile from "./DurableFile.js"
 import type { ConfigurationError } from "./KeymeshError.js"
+import * as PoolCore from "./PoolCore.js"
 import * as PoolStore from "./PoolStore.js"
 import * as Checks from "./Settings.js"
 import type * as SharedPool from "./SharedPool.js"
@@ -166,11 +167,14 @@ const shareLater = (
     const port = yield* Deferred.make<SharedPool.SharedPool | undefined>()
     const scope = yield* Effect.scope
     yield* Effect.forkIn(
-      Effect.flatMap(built, ({ share }) => share === undefined ? Effect.succeed(undefined) : share(pool)).pipe(
-        Effect.orElseSucceed(() => undefined),
-        Scope.extend(scope),
-        Effect.flatMap((found) => Deferred.succeed(port, found))
-      ),
+      Effect.flatMap(built, ({ share }) =>
+        share === undefined ? Effect.succeed(undefined) : Effect.flatMap(share(pool), PoolCore.bounded)).pipe(
+          Effect.orElseSucceed(() =>
+            undefined
+          ),
+          Scope.extend(scope),
+          Effect.flatMap((found) => Deferred.succeed(port, found))
+        ),
       scope
     )
     const whenThere = <A>(f: (port: SharedPool.SharedPool) => Effect.Effect<A>, otherwise: A): Effect.Effect<A> =>
@@ -182,6 +186,7 @@ const shareLater = (
       news: Stream.unwrap(Effect.map(Deferred.await(port), (port) => port === undefined ? Stream.empty : port.news)),
       tell: (notices) => whenThere<SharedPool.Told>((port) => port.tell(notices), { _tag: "Away" }),
       claim: (claim) => whenThere<SharedPool.Answer>((port) => port.claim(claim), { _tag: "Away" }),
+      claimTimeout: Infinity,
       settle: (ticket, settled) => whenThere((port) => port.settle(ticket, settled), undefined)
     }
   })

@@ -6,7 +6,10 @@
  */
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import { identity } from "effect/Function"
 import * as HashMap from "effect/HashMap"
 import * as MutableRef from "effect/MutableRef"
@@ -16,6 +19,7 @@ import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as Alarms from "./Alarms.js"
 import type * as AttemptTimeout from "./AttemptTimeout.js"
 import * as CircuitEvents from "./CircuitEvents.js"
 import type * as Limits from "./Limits.js"
@@ -65,6 +69,8 @@ export interface PoolCore {
   /** Whether nobody looks after these; then the next one says so through `begun`. */
   readonly unwatched: MutableRef.MutableRef<boolean>
   readonly begun: Queue.Queue<void>
+  /** When the calls that are not answered by then get a second attempt beside their first. */
+  readonly alarms: Alarms.Alarms
   /** Who waits until a retired key has left, by its id. */
   readonly drains: Ref.Ref<HashMap.HashMap<string, Deferred.Deferred<void>>>
   /** What the pool has in common with others; absent where it is alone. */
@@ -95,6 +101,9 @@ export interface Sharing {
   >
   /** How often something was given back, and of each subject when last. */
   readonly freed: Ref.Ref<{ readonly count: number; readonly last: HashMap.HashMap<string, number> }>
+  /** Whether the last claim got its answer, and where a change of that is told. */
+  readonly answers: Ref.Ref<boolean>
+  readonly answering: Queue.Queue<boolean>
 }
 
 /**
@@ -167,6 +176,7 @@ export const make = (
     const learned = yield* Queue.sliding<void>(1)
     const begun = yield* Queue.sliding<void>(1)
     const used = yield* Queue.sliding<void>(1)
+    const alarms = yield* Alarms.make
     const drains = yield* Ref.make(HashMap.empty<string, Deferred.Deferred<void>>())
     const sharing = store.share === undefined
       ? undefined
@@ -188,6 +198,7 @@ export const make = (
       running: new Map(),
       unwatched: MutableRef.make(true),
       begun,
+      alarms,
       drains,
       sharing
     }
@@ -204,7 +215,7 @@ const makeSharing = (port: SharedPool.SharedPool, now: number): Effect.Effect<Sh
       told: undefined
     })
     return {
-      port: tolerant(port, link),
+      port: tolerant(yield* bounded(port), link),
       link,
       met: yield* Deferred.make<void>(),
       changed: yield* Queue.sliding<void>(1),
@@ -214,9 +225,58 @@ const makeSharing = (port: SharedPool.SharedPool, now: number): Effect.Effect<Sh
       late: MutableRef.make<ReadonlyArray<Extract<SharedPool.Notice, { readonly _tag: "Taken" }>> | undefined>(
         undefined
       ),
-      freed: yield* Ref.make({ count: 0, last: HashMap.empty<string, number>() })
+      freed: yield* Ref.make({ count: 0, last: HashMap.empty<string, number>() }),
+      answers: yield* Ref.make(true),
+      answering: yield* Queue.sliding<boolean>(1)
     }
   })
+
+/**
+ * The same port, of which no claim can hold up a call for longer than it says.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const bounded = (port: SharedPool.SharedPool): Effect.Effect<SharedPool.SharedPool> =>
+  Effect.map(Ref.make(-Infinity), (restsUntil) => {
+    const most = Duration.toMillis(port.claimTimeout ?? claimMillis)
+    if (most === Infinity) return port
+    const ask = (claim: SharedPool.Claim): Effect.Effect<SharedPool.Answer> =>
+      Effect.flatMap(Effect.forkDaemon(Effect.interruptible(Effect.suspend(() => port.claim(claim)))), (asking) => {
+        // Nobody waits for it any more; one that is never answered must not stay.
+        const giveBack = Effect.forkDaemon(
+          Effect.timeoutOption(Effect.interruptible(Fiber.await(asking)), lostMillis).pipe(
+            Effect.flatMap(Option.match({ onNone: () => Fiber.interrupt(asking), onSome: Effect.succeed })),
+            Effect.flatMap((exit) =>
+              Exit.isSuccess(exit) && exit.value._tag === "Granted"
+                ? port.settle(exit.value.ticket, { _tag: "Unsent" })
+                : Effect.void
+            )
+          )
+        )
+        const rest = Effect.flatMap(MonotonicTime.now, (now) => Ref.set(restsUntil, now + restMillis))
+        return Effect.interruptible(Effect.timeoutOption(Fiber.join(asking), most)).pipe(
+          Effect.onInterrupt(() => giveBack),
+          Effect.flatMap(Option.match({
+            onNone: () => Effect.as(Effect.zipRight(giveBack, rest), away),
+            onSome: (answer) => Effect.succeed(answer)
+          }))
+        )
+      })
+    return {
+      ...port,
+      claim: (claim) =>
+        Effect.flatMap(
+          Effect.zip(Ref.get(restsUntil), MonotonicTime.now),
+          ([until, now]) => now < until ? Effect.succeed(away) : ask(claim)
+        )
+    }
+  })
+
+/** How long a claim may take, and after how long one is asked again that was not answered; who is that late never answers. */
+const claimMillis = 25
+const restMillis = 1_000
+const lostMillis = 60_000
 
 /** An engine that is broken, and not only away, fails no call either. */
 const tolerant = (port: SharedPool.SharedPool, link: Ref.Ref<Link>): SharedPool.SharedPool => ({

@@ -136,7 +136,8 @@ export const resetKey = (
     breaker: CircuitBreaker.reset(key.breaker),
     bench: undefined,
     ramp: undefined,
-    stall: undefined
+    stall: undefined,
+    concurrency: undefined
   }
   let next = Benches.withGroup(free.state, key, undefined)
   for (const model of HashMap.keys(state.rest.models)) next = Benches.mapModel(next, key, model, () => undefined)

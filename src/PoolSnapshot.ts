@@ -158,7 +158,7 @@ export const snapshotOf = (config: PoolState.Config, state: PoolState.PoolState,
       closedModels: [...models].flatMap((model) => {
         const gate = KeyState.both(
           PoolState.modelGate(config, state, key, model, now),
-          PoolState.providerGate(config, state, key.key, model, now)
+          PoolState.providerGate(config, state, key, model, now)
         )
         return gate === undefined ? [] : [{ model, ...gateOf(gate) }]
       }),

@@ -345,6 +345,8 @@ export interface Request extends Among {
   readonly began?: number | undefined
   /** Absent: `normal`. */
   readonly priority?: Priority | undefined
+  /** Whether it may not wait for what other attempts find out about keys, see `providerGate`. */
+  readonly hurry?: boolean | undefined
   /** When the call's budget or deadline ends: an answer after it comes late. */
   readonly ends?: number | undefined
 }
@@ -569,6 +571,16 @@ export const narrowed = ({ rest }: PoolState, model: string | undefined): boolea
     (rest.restricted || HashMap.size(rest.models) > 0 || HashMap.size(rest.limits.models) > 0))
 
 /**
+ * Whether some limit counts tokens, for all models or for this one.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const isMetered = ({ rest: { limits } }: PoolState, model: string | undefined): boolean =>
+  limits.metered ||
+  (model !== undefined && Option.exists(HashMap.get(limits.models, model), ({ metered }) => metered))
+
+/**
  * The limits of a key's group, or of the key if it has none, for all models.
  *
  * @since 0.1.0
@@ -760,22 +772,33 @@ const unserved: KeyState.Closed = {
 export const originOf = (key: ApiKey.ApiKey): string => key.baseUrl ?? ""
 
 /**
- * What the provider's breaker holds back of a key.
+ * What the provider's breaker holds back of a key; and where others were refused alike just now, what another attempt is
+ * finding out about it: but not from a request in a `hurry`.
  *
  * @since 0.1.0
  * @category gates
  */
 export const providerGate = (
   config: Config,
-  { rest: { health } }: PoolState,
-  key: ApiKey.ApiKey,
+  { rest: { health }, slots }: PoolState,
+  { answeredAt, inFlight, key, lastUsed }: KeyState.KeyState,
   model: string | undefined,
-  now: number
+  now: number,
+  hurry = false
 ): KeyState.Closed | undefined => {
-  if (!ProviderHealth.isGating(health)) return undefined
-  const held = ProviderHealth.heldBack(health, originOf(key), model, config.trialMillis, now)
-  return held === undefined ? undefined : KeyState.closed(held.by, held.until, { earliest: -Infinity })
+  if (health.idle) return undefined
+  const held = ProviderHealth.isGating(health)
+    ? ProviderHealth.heldBack(health, originOf(key), model, config.trialMillis, now)
+    : undefined
+  if (held !== undefined) return KeyState.closed(held.by, held.until, { earliest: -Infinity })
+  // One that answered of late will do so again. Among many keys there is another.
+  if (hurry || inFlight === 0 || answeredAt > now - answeringMillis || slots.size > mostDoubted) return undefined
+  const until = ProviderHealth.triedUntil(health, originOf(key), model, lastUsed, now)
+  return until === undefined ? undefined : KeyState.closed("group", until, { earliest: -Infinity })
 }
+
+const answeringMillis = 10_000
+const mostDoubted = 32
 
 /**
  * Every gate of a key for one model, and what the provider's breaker holds back.
@@ -791,7 +814,7 @@ export const fullGate = (
   now: number,
   tokens?: RateLimit.Estimate
 ): KeyState.Closed | undefined =>
-  KeyState.both(requestGate(config, state, key, model, now, tokens), providerGate(config, state, key.key, model, now))
+  KeyState.both(requestGate(config, state, key, model, now, tokens), providerGate(config, state, key, model, now))
 
 /**
  * All the gates that hold a key back from a request, each by itself.
@@ -814,24 +837,24 @@ export const closedGates = (
       ? KeyState.limitGate(partyLimits(state, key), tokens, now)
       : undefined,
     ...(model === undefined ? [] : modelGates(config, state, key, model, now, tokens)),
-    providerGate(config, state, key.key, model, now),
+    providerGate(config, state, key, model, now),
     state.rest.elsewhere === undefined ? undefined : Elsewhere.gate(state.rest.elsewhere, key, now)
   ].filter((closed) => closed !== undefined)
 
 /**
  * Until when the provider's breakers hold attempts for a model back: `undefined` if they do not, `"some"` if they do
- * so for some of several origins.
+ * so for some of several origins, or each key must be asked.
  *
  * @since 0.1.0
  * @category gates
  */
 export const heldUntil = (
   config: Config,
-  { rest: { health, origins } }: PoolState,
+  { rest: { health, origins }, slots }: PoolState,
   model: string | undefined,
   now: number
 ): number | "some" | undefined => {
-  if (!ProviderHealth.isGating(health)) return undefined
+  if (health.idle) return undefined
   let first = Infinity
   let held = 0
   for (const origin of HashMap.keys(origins)) {
@@ -840,7 +863,10 @@ export const heldUntil = (
     first = Math.min(first, gate.until)
     held++
   }
-  return held === 0 ? undefined : held < HashMap.size(origins) ? "some" : first
+  if (held > 0) return held < HashMap.size(origins) ? "some" : first
+  const doubted = slots.size <= mostDoubted &&
+    HashMap.some(origins, (_, origin) => ProviderHealth.isDoubtful(health, origin, model, now))
+  return doubted ? "some" : undefined
 }
 
 /**
@@ -883,6 +909,18 @@ export const paced = (pace: Pace, leases: number, calls: number, now: number): P
  */
 export const offered = ({ calls, pace: { before } }: PoolState, now: number): number =>
   (calls - before.calls) / Math.max(1_000, now - before.at)
+
+/**
+ * As many calls as may well come, per millisecond, by those that have come of late: of few calls it is by chance how many
+ * they are.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const offeredAtMost = ({ calls, pace: { before } }: PoolState, now: number): number => {
+  const come = calls - before.calls
+  return (come + Math.sqrt(come)) / Math.max(1_000, now - before.at)
+}
 
 const paceMillis = 5_000
 
@@ -996,11 +1034,10 @@ export const opening = (
   state: PoolState,
   request: Wanted,
   now: number
-): OpeningTime =>
-  withHealth(config, state, request, withFloor(config, state, request, nearest(config, state, request, now), now), now)
+): OpeningTime => withHealth(config, state, request, nearest(config, state, request, now), now)
 
 /**
- * The opening time with what the provider's breakers hold back.
+ * The opening time of the gates, with the floor and what the provider's breakers hold back.
  *
  * @since 0.1.0
  * @category getters
@@ -1009,28 +1046,27 @@ export const withHealth = (
   config: Config,
   state: PoolState,
   request: Wanted,
-  opens: OpeningTime,
+  gates: Nearest,
   now: number
 ): OpeningTime => {
+  const opens = withFloor(config, state, request, gates, now)
   const held = heldUntil(config, state, request.model, now)
   if (held === undefined) return opens
   if (held !== "some") return held <= opens.at ? opens : { ...opens, at: held }
+  const isFloor = opens.at < gates.at
   let at = Infinity
   for (const key of SlotMap.values(state.slots)) {
     if (request.only?.(key.key) === false) continue
-    const closed = fullGate(config, state, key, request.model, now, request.tokens)
-    at = Math.min(at, closed?.until ?? now)
+    const closed = requestGate(config, state, key, request.model, now, request.tokens)
+    const { breakableAt, until } = closed ?? { breakableAt: Infinity, until: now }
+    const own = isFloor ? Math.min(until, Math.max(opens.at, breakableAt)) : until
+    at = Math.min(at, Math.max(own, providerGate(config, state, key, request.model, now)?.until ?? now))
   }
   return { ...opens, at: Math.max(at, opens.at) }
 }
 
-/**
- * The opening time with the floor, if it is nearer than the gates are.
- *
- * @since 0.1.0
- * @category getters
- */
-export const withFloor = (
+/** The opening time with the floor, if it is nearer than the gates are. */
+const withFloor = (
   config: Config,
   state: PoolState,
   { floor = true }: Wanted,

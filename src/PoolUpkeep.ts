@@ -14,6 +14,7 @@ import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Scope from "effect/Scope"
 import * as Affinity from "./Affinity.js"
+import * as Alarms from "./Alarms.js"
 import type * as ApiKey from "./ApiKey.js"
 import * as AttemptTimeout from "./AttemptTimeout.js"
 import * as MonotonicTime from "./MonotonicTime.js"
@@ -34,7 +35,7 @@ import * as WaitingLine from "./WaitingLine.js"
 export interface Settings {
   /** Whether a pool is only there once its record is loaded, or at once, and then its first calls wait for the record. */
   readonly loads: "before" | "behind"
-  /** Lets time pass, in milliseconds, before a store that failed is tried again. */
+  /** Lets time pass, in milliseconds, for what the pool does by itself: a program need not go on for its sake. */
   readonly pause: (millis: number) => Effect.Effect<void>
 }
 
@@ -78,6 +79,7 @@ export const start = (core: PoolCore.PoolCore): Effect.Effect<Effect.Effect<void
       ...duplicates.map((key) => joined(core, key, true))
     ])
     yield* Effect.forkIn(Effect.interruptible(waker(core)), scope)
+    yield* Effect.forkIn(Effect.interruptible(Alarms.keep(core.alarms, pause)), scope)
     if (core.config.attemptTimeout !== undefined) {
       yield* Effect.forkIn(Effect.interruptible(sweeper(core, pause)), scope)
     }

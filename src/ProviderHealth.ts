@@ -33,8 +33,8 @@ export interface Health {
   /** Rate limits of the last second, with no success between them. */
   readonly refusals: HashMap.HashMap<string, ReadonlyArray<Refusal>>
   readonly gates: HashMap.HashMap<string, Gate>
-  /** The newest lease when the last outage ended: what attempts up to it still say of faults is old news. */
-  readonly past: HashMap.HashMap<string, number>
+  /** The newest lease when the last outage ended, and when: what attempts up to it still say of faults is old news. */
+  readonly past: HashMap.HashMap<string, { readonly newest: number; readonly at: number }>
 }
 
 /**
@@ -109,6 +109,8 @@ export interface Release {
  * @category models
  */
 export interface Refusal {
+  /** When its attempt began, and when it came. */
+  readonly since: number
   readonly at: number
   readonly lease: number
   readonly keyId: string
@@ -134,6 +136,8 @@ export interface Suspicion {
   /** The lease of the first refusal: the success of a later one clears it. */
   readonly first: number
   readonly keyIds: ReadonlyArray<string>
+  /** How long the refusals took, at most. */
+  readonly took: number
   readonly until: number
   readonly nextAt: number
   /** The turn of the call that tried last. */
@@ -215,7 +219,7 @@ export const faulted = (
 } => {
   const place = placeOf(attempt.origin, attempt.model)
   const isOld = [wholeOf(attempt.origin), place].some((at) =>
-    Option.exists(HashMap.get(health.past, at), (newest) => attempt.lease <= newest)
+    Option.exists(HashMap.get(health.past, at), ({ newest }) => attempt.lease <= newest)
   )
   if (isOld || outageOf(health, attempt.origin, attempt.model) !== undefined) {
     return { health, blames: false, opened: [], row: undefined }
@@ -232,9 +236,7 @@ export const faulted = (
     rows: HashMap.remove(health.rows, place),
     gates: HashMap.set(health.gates, place, opened)
   }
-  const others = [...HashMap.values(health.gates)].filter((gate): gate is Outage =>
-    gate._tag === "Outage" && gate.origin === attempt.origin && gate.model !== attempt.model
-  )
+  const others = outages(health).filter(({ model, origin }) => origin === attempt.origin && model !== attempt.model)
   const newest = Math.max(row.since, ...others.map(({ since }) => since))
   if (others.length === 0 || circumstances.answeredSince(newest)) {
     return { health: next, blames: false, opened: [opened], row }
@@ -282,7 +284,8 @@ export const succeeded = (
     const gate = Option.getOrUndefined(HashMap.get(gates, at))
     if (gate?._tag !== "Outage" || attempt.lease <= gate.first) continue
     closed.push(gate)
-    past = HashMap.set(past, at, leases)
+    past = HashMap.set(without(past, ({ at }) => now >= at + rememberedMillis), at, { newest: leases, at: now })
+    if (gate.whole) gates = asked(gates, gate.origin, now)
     gates = waiting && closed.length === 1
       ? HashMap.set(gates, at, {
         _tag: "Release",
@@ -328,6 +331,7 @@ export const limited = (
     model,
     first: Math.min(...alike.map(({ lease }) => lease)),
     keyIds: alike.map(({ keyId }) => keyId),
+    took: longest(alike),
     until: Math.min(...(told.length > 0 ? told : alike).map(({ until }) => until)),
     nextAt: refusal.at,
     prober: undefined
@@ -346,6 +350,64 @@ export const limited = (
 export const isLimiting = ({ refusals }: Health, now: number): boolean =>
   HashMap.size(refusals) > 0 &&
   HashMap.some(refusals, (row) => row.some(({ at }) => at > now - suspectMillis))
+
+/**
+ * Whether several groups have been refused alike just now, and nothing has been answered since: then two calls do not find
+ * out the same thing of a key, see `triedUntil`.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const isDoubtful = (health: Health, origin: string, model: string | undefined, now: number): boolean =>
+  !health.idle && doubtOf(health, placeOf(origin, model), now) !== undefined
+
+/**
+ * The models for which that is so and no gate says more: all others are as if nothing were.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const doubtedModels = ({ refusals }: Health): ReadonlyArray<string | undefined> =>
+  HashMap.size(refusals) === 0 ? [] : [...refusals].flatMap(([place, row]) => {
+    if (row.length < doubtedGroups) return []
+    const model = place.slice(place.indexOf("\n") + 1)
+    return [model === "" ? undefined : model]
+  })
+
+/**
+ * Until when a key is left to the attempt that it has begun at the instant `since`, where others were refused alike just
+ * now: for twice as long as that took, and no longer than it matters. `undefined`: it may be tried by others as well.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const triedUntil = (
+  health: Health,
+  origin: string,
+  model: string | undefined,
+  since: number,
+  now: number
+): number | undefined => {
+  const doubt = doubtOf(health, placeOf(origin, model), now)
+  if (doubt === undefined) return undefined
+  const until = Math.min(since + Math.min(2 * doubt.took, suspectMillis), doubt.until)
+  return until > now ? until : undefined
+}
+
+/** How long the refusals took that are reason for doubt, and until when they are. */
+const doubtOf = (
+  { gates, refusals }: Health,
+  place: string,
+  now: number
+): { readonly took: number; readonly until: number } | undefined => {
+  const suspicion = Option.getOrUndefined(HashMap.get(gates, limitOf(place)))
+  if (suspicion?._tag === "Suspicion" && now < suspicion.until) return suspicion
+  const row = Option.getOrUndefined(HashMap.get(refusals, place))?.filter(({ at }) => at > now - suspectMillis) ?? []
+  const last = row[row.length - doubtedGroups]
+  return last === undefined ? undefined : { took: longest(row), until: last.at + suspectMillis }
+}
+
+const longest = (refusals: ReadonlyArray<Refusal>): number => Math.max(...refusals.map(({ at, since }) => at - since))
 
 /**
  * Takes note that an attempt is decided, however; before what it said is taken in. Evidence that has come to nothing is
@@ -374,18 +436,49 @@ export const decided = (before: Health, attempt: Attempt, now: number): Health =
   return simplest(health, { ...health, rows, gates })
 }
 
-/** Without faults of long ago, refusals that are alike to none, and gates that hold nobody back any more. */
+/** The outages of an origin's models are there when its own ends: with its probes, they were asked about until now. */
+const asked = (gates: Health["gates"], origin: string, now: number): Health["gates"] =>
+  HashMap.map(
+    gates,
+    (gate) => gate._tag === "Outage" && gate.origin === origin ? { ...gate, nextAt: Math.max(gate.nextAt, now) } : gate
+  )
+
+/**
+ * Without faults of long ago, refusals that are alike to none, gates that hold nobody back any more, and outages that
+ * nobody has asked about for long: of a model that is gone no success would ever tell.
+ */
 const current = (health: Health, now: number): Health =>
   simplest(health, {
     past: health.past,
-    rows: without(health.rows, ({ at }) => now >= at + rowMillis),
+    rows: without(health.rows, ({ at }) => now >= at + rememberedMillis),
     refusals: without(health.refusals, (row) => row.every(({ at }) => now >= at + suspectMillis)),
     gates: without(health.gates, (gate) =>
-      (gate._tag === "Release" && isOver(gate, now)) || (gate._tag === "Suspicion" && now >= gate.until))
+      gate._tag === "Release"
+        ? isOver(gate, now)
+        : gate._tag === "Suspicion"
+        ? now >= gate.until
+        : now >= askedAbout(health, gate) + rememberedMillis)
   })
+
+/** When somebody last asked about an outage, or might have next; probes of the whole origin are those of its models. */
+const askedAbout = ({ gates }: Health, { nextAt, origin }: Outage): number => {
+  const whole = Option.getOrUndefined(HashMap.get(gates, wholeOf(origin)))
+  return whole?._tag === "Outage" ? Math.max(nextAt, whole.nextAt) : nextAt
+}
 
 const without = <A>(map: HashMap.HashMap<string, A>, isOver: (a: A) => boolean): HashMap.HashMap<string, A> =>
   HashMap.some(map, isOver) ? HashMap.filter(map, (a) => !isOver(a)) : map
+
+/**
+ * The outages that were forgotten between one moment and the next.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const forgotten = (before: Health, after: Health): ReadonlyArray<Outage> =>
+  before.gates === after.gates ?
+    [] :
+    [...before.gates].flatMap(([at, gate]) => gate._tag === "Outage" && !HashMap.has(after.gates, at) ? [gate] : [])
 
 /**
  * How many faults came with no success between.
@@ -516,6 +609,15 @@ export const trialOf = (health: Health, origin: string, model: string | undefine
 }
 
 /**
+ * All outages.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const outages = (health: Health): ReadonlyArray<Outage> =>
+  gates(health).filter((gate): gate is Outage => gate._tag === "Outage")
+
+/**
  * All gates.
  *
  * @since 0.1.0
@@ -615,13 +717,21 @@ const placeOf = (origin: string, model: string | undefined): string => `${origin
 const toleratedShare = 0.1
 const manyCalls = 10
 const windowMillis = 10_000
-/** So long after the last of some faults, they were not the beginning of an outage. */
-const rowMillis = 600_000
+/** So long after the last of some faults, they were not the beginning of an outage; after the last probe, nobody asks. */
+const rememberedMillis = 600_000
 /** Where there are not many outcomes, so many faults in a row are an outage. */
 const fewFaults = 5
 /** So many groups refused alike within this time are suspected to be one. */
 const suspectGroups = 3
-const suspectMillis = 1_000
+/** So many, and what is found out about the others is not found out twice. */
+const doubtedGroups = 2
+/**
+ * Refusals within this time are compared. No call waits longer for what another one finds out about a key.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const suspectMillis = 1_000
 const canaryMillis = 1_000
 const shortestSpacing = 500
 const longestSpacing = 5_000

@@ -54,7 +54,10 @@ const isAmount = (amount: number): boolean => amount >= 0 && amount <= mostToken
 export interface RateLimit {
   readonly declared: ReadonlyArray<DeclaredLimit.DeclaredLimit>
   readonly announced: ReadonlyArray<AnnouncedLimit.AnnouncedLimit>
+  /** Of requests. */
   readonly learned: LearnedLimit.LearnedLimit | undefined
+  /** Of tokens. */
+  readonly learnedTokens: LearnedLimit.LearnedLimit | undefined
   /** All that was ever leased. */
   readonly leased: Totals
   /** What 95 of 100 requests put out at most, as far as usage was seen. */
@@ -64,6 +67,8 @@ export interface RateLimit {
 }
 
 /**
+ * Sums over requests: how many, the tokens of their input, and the most that they may put out, as providers count them.
+ *
  * @since 0.1.0
  * @category models
  */
@@ -71,6 +76,16 @@ export interface Totals {
   readonly requests: number
   readonly input: number
   readonly output: number
+}
+
+/**
+ * What a request is reckoned to use, and the most that it may put out: providers count all of that until it is answered.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Cost extends Usage {
+  readonly most: number
 }
 
 /**
@@ -90,7 +105,7 @@ export interface Typical {
  * @since 0.1.0
  * @category models
  */
-export interface Reservation extends Usage {
+export interface Reservation extends Cost {
   readonly leased: Totals
 }
 
@@ -122,6 +137,7 @@ export const empty: RateLimit = {
   declared: [],
   announced: [],
   learned: undefined,
+  learnedTokens: undefined,
   leased: none,
   typical: undefined,
   at: -Infinity
@@ -180,11 +196,15 @@ const kinds = [
  * @since 0.1.0
  * @category getters
  */
-export const costOf = (self: RateLimit, { input, maxOutput }: Estimate): Usage => ({
-  input: usable(input),
+export const costOf = (self: RateLimit, { input, maxOutput }: Estimate): Cost => {
   // Of what nobody tells, nothing is counted.
-  output: usable(Math.min(maxOutput ?? Infinity, self.typical?.output ?? maxOutput ?? 0))
-})
+  const most = maxOutput ?? self.typical?.output ?? 0
+  return {
+    input: usable(input),
+    output: usable(Math.min(most, self.typical?.output ?? most)),
+    most: usable(most)
+  }
+}
 
 /** No amount, whatever a request says, leaves sums that are no numbers. */
 const usable = (amount: number | undefined): number =>
@@ -200,7 +220,8 @@ const mostTokens = 1e12
  * @category getters
  */
 export const countsTokens = (self: RateLimit): boolean =>
-  self.declared.some(({ unit }) => unit !== "requests") || self.announced.some(({ unit }) => unit !== "requests")
+  self.learnedTokens !== undefined || self.declared.some(({ unit }) => unit !== "requests") ||
+  self.announced.some(({ unit }) => unit !== "requests")
 
 /**
  * Why a request does not fit now; `undefined` when it does. Without an estimate, only limits of requests count.
@@ -218,13 +239,18 @@ export const gate = (self: RateLimit, estimate: Estimate | undefined, now: numbe
     }
   }
   for (const limit of self.announced) {
-    const needs = limit.unit === "requests" ? 1 : cost === undefined ? undefined : amount(limit.unit, cost)
+    const needs = limit.unit === "requests" ? 1 : cost === undefined ? undefined : mostOf(limit.unit, cost)
     if (needs === undefined) continue
     closed = later(closed, AnnouncedLimit.gate(limit, needs, total(limit.unit, self.leased), now), "told")
   }
   if (self.learned !== undefined) {
     const { told } = self.learned
-    closed = later(closed, LearnedLimit.gate(self.learned, now), told ? "told" : "measured")
+    closed = later(closed, LearnedLimit.gate(self.learned, 1, now), told ? "told" : "measured")
+  }
+  if (self.learnedTokens !== undefined && cost !== undefined) {
+    const { told } = self.learnedTokens
+    const full = LearnedLimit.gate(self.learnedTokens, mostOf("tokens", cost), now)
+    closed = later(closed, full, told ? "told" : "measured")
   }
   return closed
 }
@@ -257,7 +283,8 @@ export const openings = (
  * @since 0.1.0
  * @category getters
  */
-export const isDated = (self: RateLimit): boolean => self.announced.length > 0 || self.learned?.measured !== undefined
+export const isDated = (self: RateLimit): boolean =>
+  self.announced.length > 0 || self.learned?.measured !== undefined || self.learnedTokens?.measured !== undefined
 
 /**
  * When some of what is left now will be lost if nobody uses it: a window ends, or a bucket is full. `Infinity` where nobody
@@ -267,7 +294,8 @@ export const isDated = (self: RateLimit): boolean => self.announced.length > 0 |
  * @category getters
  */
 export const lostAt = (self: RateLimit, now: number): number => {
-  let at = self.learned === undefined ? Infinity : LearnedLimit.lostAt(self.learned, now)
+  let at = Infinity
+  for (const learned of learnedOf(self)) at = Math.min(at, LearnedLimit.lostAt(learned, now))
   for (const limit of self.announced) {
     at = Math.min(at, AnnouncedLimit.lostAt(limit, total(limit.unit, self.leased), now))
   }
@@ -275,23 +303,67 @@ export const lostAt = (self: RateLimit, now: number): number => {
 }
 
 /**
- * How many requests per millisecond get through for good, as they are usually; `Infinity` where nobody knows.
+ * How many requests per millisecond get through for good, as they are usually, or like the one that is estimated;
+ * `Infinity` where nobody knows.
  *
  * @since 0.1.0
  * @category getters
  */
-export const pace = (self: RateLimit): number => {
-  let most = self.learned === undefined ? Infinity : LearnedLimit.pace(self.learned)
+export const pace = (self: RateLimit, estimate: Estimate = {}): number => {
+  let most = Infinity
+  for (const learned of learnedOf(self)) most = Math.min(most, LearnedLimit.pace(learned))
   for (const { limit, unit, windowMillis } of self.declared) {
-    most = Math.min(most, limit / windowMillis / usual(unit, self.leased))
+    most = Math.min(most, limit / windowMillis / usual(unit, self.leased, estimate))
   }
-  for (const limit of self.announced) most = Math.min(most, AnnouncedLimit.pace(limit) / usual(limit.unit, self.leased))
+  for (const limit of self.announced) {
+    most = Math.min(most, AnnouncedLimit.pace(limit) / usual(limit.unit, self.leased, estimate))
+  }
   return most
 }
 
-/** What a request took on average. */
-const usual = (unit: DeclaredLimit.Unit, totals: Totals): number =>
-  totals.requests === 0 ? 1 : Math.max(1, total(unit, totals) / totals.requests)
+/**
+ * Whether there is a window among what was announced.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const hasWindow = (self: RateLimit): boolean => self.announced.some(AnnouncedLimit.isWindow)
+
+/**
+ * For how many requests, as they are usually, what was announced leaves room now; `Infinity` where nothing was.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const room = (self: RateLimit, now: number, estimate: Estimate = {}): number => {
+  let least = Infinity
+  for (const limit of self.announced) {
+    const { unit } = limit
+    least = Math.min(
+      least,
+      AnnouncedLimit.remaining(limit, total(unit, self.leased), now) / usual(unit, self.leased, estimate)
+    )
+  }
+  return least
+}
+
+const learnedOf = ({ learned, learnedTokens }: RateLimit): ReadonlyArray<LearnedLimit.LearnedLimit> =>
+  learned === undefined
+    ? learnedTokens === undefined ? nothingLearned : [learnedTokens]
+    : learnedTokens === undefined
+    ? [learned]
+    : [learned, learnedTokens]
+
+const nothingLearned: ReadonlyArray<LearnedLimit.LearnedLimit> = []
+
+/** What a request took on average, or takes that is estimated, where none was counted yet. */
+const usual = (unit: DeclaredLimit.Unit, totals: Totals, { input, maxOutput }: Estimate): number =>
+  Math.max(
+    1,
+    totals.requests === 0
+      ? amount(unit, { input: usable(input), output: usable(maxOutput) })
+      : total(unit, totals) / totals.requests
+  )
 
 const later = (
   closed: Closed | undefined,
@@ -306,6 +378,9 @@ const later = (
 
 const amount = (unit: DeclaredLimit.Unit, { input, output }: Usage): number =>
   unit === "requests" ? 1 : unit === "input" ? input : unit === "output" ? output : input + output
+
+/** The most that a request may take. */
+const mostOf = (unit: DeclaredLimit.Unit, { input, most }: Cost): number => amount(unit, { input, output: most })
 
 /**
  * How much of what a limit counts.
@@ -332,18 +407,21 @@ export const reserve = (
   const leased: Totals = {
     requests: before.requests + 1,
     input: before.input + cost.input,
-    output: before.output + cost.output
+    output: before.output + cost.most
   }
   return [{
     declared: self.declared.map((limit) => DeclaredLimit.hold(limit, amount(limit.unit, cost))),
     announced: self.announced.length === 0
       ? self.announced
       : self.announced.map((limit) => AnnouncedLimit.roll(limit, total(limit.unit, before), now)),
-    learned: self.learned === undefined ? undefined : LearnedLimit.leased(self.learned, now),
+    learned: self.learned === undefined ? undefined : LearnedLimit.leased(self.learned, 1, now),
+    learnedTokens: self.learnedTokens === undefined
+      ? undefined
+      : LearnedLimit.leased(self.learnedTokens, mostOf("tokens", cost), now),
     leased,
     typical: self.typical,
     at: now
-  }, { input: cost.input, output: cost.output, leased }]
+  }, { ...cost, leased }]
 }
 
 /**
@@ -374,8 +452,12 @@ export const spent = (
 ): RateLimit => {
   if (usage === undefined && self.declared.length === 0) return self
   const used = usage ?? reservation
+  const unused = usage === undefined ? 0 : mostOf("tokens", reservation) - amount("tokens", usage)
   return {
     ...self,
+    learnedTokens: unused === 0
+      ? self.learnedTokens
+      : unlearned(self, { cost: unused, leased: total("tokens", reservation.leased) }, true, now),
     declared: self.declared.map((limit) =>
       limit.unit === "requests"
         ? limit
@@ -386,13 +468,23 @@ export const spent = (
   }
 }
 
+/** What an attempt took and did not use is there again. */
+const unlearned = (
+  { learnedTokens }: RateLimit,
+  unused: LearnedLimit.Taken,
+  accepted: boolean,
+  now: number
+): LearnedLimit.LearnedLimit | undefined =>
+  learnedTokens === undefined ? undefined : LearnedLimit.returned(learnedTokens, unused, accepted, now)
+
 /**
  * Whether nothing but declared limits is known.
  *
  * @since 0.1.0
  * @category getters
  */
-export const isDeclaredOnly = (self: RateLimit): boolean => self.announced.length === 0 && self.learned === undefined
+export const isDeclaredOnly = (self: RateLimit): boolean =>
+  self.announced.length === 0 && self.learned === undefined && self.learnedTokens === undefined
 
 /**
  * `answered`, `accepted` and `spent` in one step, for an attempt whose answer came whole, where only limits are known that
@@ -414,6 +506,7 @@ export const settled = (
   ),
   announced: self.announced,
   learned: self.learned,
+  learnedTokens: self.learnedTokens,
   leased: self.leased,
   typical: usage === undefined ? self.typical : seen(self.typical, usage.output),
   at: now
@@ -437,11 +530,22 @@ const seen = (typical: Typical | undefined, output: number): Typical => {
  * @since 0.1.0
  * @category steps
  */
-export const returned = (self: RateLimit, reservation: Reservation): RateLimit => ({
+export const returned = (self: RateLimit, reservation: Reservation, now: number): RateLimit => ({
   ...self,
   declared: self.declared.map((limit) => DeclaredLimit.release(limit, amount(limit.unit, reservation))),
-  learned: self.learned === undefined ? undefined : LearnedLimit.returned(self.learned, reservation.leased.requests)
+  learned: self.learned === undefined
+    ? undefined
+    : LearnedLimit.returned(self.learned, takenOf("requests", reservation), false, now),
+  learnedTokens: unlearned(self, takenOf("tokens", reservation), false, now)
 })
+
+/** What an attempt took of what a limit counts; one that began before anything was counted took nothing. */
+const takenOf = (unit: "requests" | "tokens", reservation: Reservation = unreserved): LearnedLimit.Taken => ({
+  cost: mostOf(unit, reservation),
+  leased: total(unit, reservation.leased)
+})
+
+const unreserved: Reservation = { input: 0, output: 0, most: 0, leased: none }
 
 /**
  * Takes in what an answer announces. Without `leased` its attempt began before anything was known: then others may have,
@@ -455,7 +559,8 @@ export const announced = (
   leased: Totals | undefined,
   said: ReadonlyArray<AnnouncedLimit.Said>,
   now: number,
-  inFlight = 1
+  inFlight = 1,
+  sentAt = now
 ): RateLimit => {
   let limits = self.announced
   for (const each of said.slice(0, mostAnnounced)) {
@@ -463,23 +568,23 @@ export const announced = (
     if (unit === undefined) continue
     const before = limits.find(({ name }) => name === each.name)
     const after = leased !== undefined
-      ? AnnouncedLimit.learn(before, each, total(unit, leased), now)
+      ? AnnouncedLimit.learn(before, each, total(unit, leased), now, sentAt)
       : unit !== "requests"
-      ? AnnouncedLimit.learn(before, each, 0, now)
+      ? AnnouncedLimit.learn(before, each, 0, now, sentAt)
       : before === undefined
-      ? AnnouncedLimit.learn(before, each, self.leased.requests - Math.max(0, inFlight - 1), now)
-      : AnnouncedLimit.learnEarly(before, each, now)
+      ? AnnouncedLimit.learn(before, each, self.leased.requests - Math.max(0, inFlight - 1), now, sentAt)
+      : AnnouncedLimit.learnEarly(before, each, now, sentAt)
     if (after === undefined || after === before) continue
     limits = before === undefined
       ? [...limits, after].slice(-mostAnnounced)
       : limits.map((limit) => limit === before ? after : limit)
   }
   // What is announced need not be learned.
-  const known = limits.some(({ unit }) => unit === "requests")
   return limits === self.announced ? self : {
     ...self,
     announced: limits,
-    learned: known ? undefined : self.learned,
+    learned: limits.some(({ unit }) => unit === "requests") ? undefined : self.learned,
+    learnedTokens: limits.some(({ unit }) => unit !== "requests") ? undefined : self.learnedTokens,
     at: now
   }
 }
@@ -493,45 +598,66 @@ export const announced = (
 export const mostAnnounced = 8
 
 /**
- * An attempt was refused for too many requests, and told to wait, or not. `usual` is about how long it took from one
- * accepted request to the next, if there were many; 0 if not.
+ * An attempt was refused for too many requests or tokens, and told to wait, or not. `usual` is about how long it took from
+ * one accepted request to the next, if there were many; 0 if not.
  *
  * @since 0.1.0
  * @category steps
  */
 export const refused = (
   self: RateLimit,
-  leased: Totals,
+  unit: "requests" | "tokens",
+  reservation: Reservation | undefined,
   waitMillis: number | undefined,
   now: number,
   usual = 0
 ): RateLimit => {
-  const known = self.announced.some(({ unit }) => unit === "requests")
-  if (!known) {
-    const learned = LearnedLimit.refused(self.learned, leased.requests, self.leased.requests, waitMillis, usual, now)
-    return { ...self, learned, at: now }
+  const taken = takenOf(unit, reservation)
+  const newest = total(unit, self.leased)
+  if (unit === "tokens") {
+    return self.announced.some(({ unit }) => unit !== "requests") ? self : {
+      ...self,
+      learnedTokens: LearnedLimit.refused(self.learnedTokens, taken, newest, waitMillis, usual, now),
+      at: now
+    }
+  }
+  if (!self.announced.some(({ unit }) => unit === "requests")) {
+    return {
+      ...self,
+      learned: LearnedLimit.refused(self.learned, taken, newest, waitMillis, usual, now),
+      at: now
+    }
   }
   return waitMillis === undefined ? self : {
     ...self,
     announced: self.announced.map((limit) =>
-      limit.unit === "requests" && AnnouncedLimit.gate(limit, 1, leased.requests, now) === undefined
-        ? AnnouncedLimit.exhaust(limit, self.leased.requests, now + waitMillis, now)
-        : limit
+      limit.unit !== "requests"
+        ? limit
+        : AnnouncedLimit.gate(limit, 1, taken.leased, now) === undefined
+        ? AnnouncedLimit.exhaust(limit, newest, now + waitMillis, now)
+        : AnnouncedLimit.refused(limit, waitMillis, now)
     ),
     at: now
   }
 }
 
 /**
- * An attempt was answered, and not refused for too many requests.
+ * An attempt was answered, and not refused for a limit.
  *
  * @since 0.1.0
  * @category steps
  */
-export const accepted = (self: RateLimit, leased: Totals, now: number): RateLimit =>
-  self.learned === undefined
-    ? self
-    : { ...self, learned: LearnedLimit.accepted(self.learned, leased.requests, now), at: now }
+export const accepted = (self: RateLimit, reservation: Reservation | undefined, now: number): RateLimit =>
+  self.learned === undefined && self.learnedTokens === undefined ? self : {
+    ...self,
+    learned: self.learned === undefined
+      ? undefined
+      : LearnedLimit.accepted(self.learned, takenOf("requests", reservation), now),
+    learnedTokens: self.learnedTokens === undefined
+      ? undefined
+      : LearnedLimit.accepted(self.learnedTokens, takenOf("tokens", reservation), now),
+    at: now
+  }
 
 /**
  * A limit as people see it: what is left of it now. What was learned has no number of its own.
@@ -567,13 +693,17 @@ export const left = (self: RateLimit, now: number): ReadonlyArray<Left> => [
     ...(limit.limit === undefined ? {} : { limit: limit.limit }),
     remaining: AnnouncedLimit.remaining(limit, total(limit.unit, self.leased), now)
   })),
-  ...(self.learned?.measured === undefined ? [] : [{
-    source: "learned" as const,
-    unit: "requests" as const,
-    limit: self.learned.measured.count,
-    windowMillis: self.learned.measured.millis
-  }])
+  ...leftOf("requests", self.learned),
+  ...leftOf("tokens", self.learnedTokens)
 ]
+
+const leftOf = (
+  unit: "requests" | "tokens",
+  learned: LearnedLimit.LearnedLimit | undefined
+): ReadonlyArray<Left> =>
+  learned?.measured === undefined
+    ? []
+    : [{ source: "learned", unit, limit: learned.measured.count, windowMillis: learned.measured.millis }]
 
 /**
  * How much is left of the tightest limit, as a share of it, from 0 to 1.
@@ -589,7 +719,8 @@ export const share = (self: RateLimit, now: number): number => {
   for (const limit of self.announced) {
     least = Math.min(least, AnnouncedLimit.share(limit, total(limit.unit, self.leased), now))
   }
-  return self.learned === undefined ? least : Math.min(least, LearnedLimit.share(self.learned, now))
+  for (const learned of learnedOf(self)) least = Math.min(least, LearnedLimit.share(learned, now))
+  return least
 }
 
 /**
@@ -598,7 +729,12 @@ export const share = (self: RateLimit, now: number): number => {
  * @since 0.1.0
  * @category steps
  */
-export const reset = (self: RateLimit): RateLimit => ({ ...self, announced: [], learned: undefined })
+export const reset = (self: RateLimit): RateLimit => ({
+  ...self,
+  announced: [],
+  learned: undefined,
+  learnedTokens: undefined
+})
 
 /**
  * Whether nothing would be lost by forgetting it: nothing is declared, and it has not been asked about for ten minutes.

@@ -15,6 +15,7 @@ import * as HedgeBudget from "./HedgeBudget.js"
 import * as Homes from "./Homes.js"
 import * as KeyState from "./KeyState.js"
 import * as Latency from "./Latency.js"
+import * as LearnedConcurrency from "./LearnedConcurrency.js"
 import * as Limits from "./Limits.js"
 import type * as Outcome from "./Outcome.js"
 import * as Places from "./Places.js"
@@ -238,7 +239,8 @@ const succeeded = (
     stall: undefined,
     breaker,
     bench,
-    ramp
+    ramp,
+    concurrency: LearnedConcurrency.succeeded(before.concurrency, lease.id, before.inFlight, state.leases, now)
   }
   let next = Benches.withGroup(state, key, lifted)
   next = Benches.mapModel(next, key, lease.model, (bench) => KeyState.lift(bench, lease, now))
@@ -314,6 +316,10 @@ const faulted = (
     ...(fault.kind === "Timeout" ? {} : { quietSince: now, stall: undefined }),
     breaker,
     bench: KeyState.freeTrial(key.bench, lease.id),
+    // A refused attempt that still holds its lease counts as one that runs: then nobody knows how many do.
+    concurrency: fault.kind === "RateLimited" && key.inFlight < before.inFlight
+      ? LearnedConcurrency.refused(before.concurrency, fault, before.inFlight - 1, lease.id, state.leases, now)
+      : key.concurrency,
     ramp: breaker._tag === "Closed" ? rampAfter(config, key, lease, outcome, now) : undefined
   }
   if (target?.scope === "key" && target.model === undefined && imposed !== undefined) {

@@ -7,6 +7,7 @@
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import { identity } from "effect/Function"
 import * as HashMap from "effect/HashMap"
 import * as MutableRef from "effect/MutableRef"
 import * as Option from "effect/Option"
@@ -53,6 +54,7 @@ export const claim = (
             )
           )
         )
+        yield* noteAnswer(sharing, answer._tag !== "Away")
         switch (answer._tag) {
           case "Granted":
             sharing.leases.set(record.id, { claim, ticket: answer.ticket, answered: false })
@@ -71,6 +73,13 @@ export const claim = (
       })
     })
   })
+
+/** That nobody answers is told, whether the engine says so itself or not. */
+const noteAnswer = ({ answering, answers }: PoolCore.Sharing, isAnswered: boolean): Effect.Effect<void> =>
+  Effect.flatMap(
+    Ref.getAndSet(answers, isAnswered),
+    (before) => before === isAnswered ? Effect.void : Queue.offer(answering, isAnswered)
+  )
 
 const granted: Effect.Effect<boolean> = Effect.succeed(true)
 
@@ -218,12 +227,16 @@ export interface Watcher {
  * @category fibers
  */
 export const keep = (core: PoolCore.PoolCore, sharing: PoolCore.Sharing, watcher: Watcher): Effect.Effect<void> =>
-  Stream.merge(
-    // Where the news end there are none: the pool is alone.
-    Stream.concat(sharing.port.news, Stream.execute(Deferred.succeed(sharing.met, undefined))),
-    Stream.map(Stream.fromQueue(sharing.changed), () => undefined)
+  Stream.concat(
+    Stream.map(sharing.port.news, (news) => hear(core, sharing, watcher, news)),
+    Stream.sync(() => end(core, sharing, watcher))
   ).pipe(
-    Stream.runForEach((news) => news === undefined ? tellChanges(core, sharing) : hear(core, sharing, watcher, news))
+    Stream.merge(Stream.map(Stream.fromQueue(sharing.changed), () => tellChanges(core, sharing))),
+    Stream.merge(Stream.map(
+      Stream.fromQueue(sharing.answering),
+      (answers) => answers ? watcher.joined : watcher.away("a claim got no answer")
+    )),
+    Stream.runForEach(identity)
   )
 
 const hear = (
@@ -283,6 +296,13 @@ const hear = (
       )
   }
 }
+
+/** Where there never were any news, the pool is alone. Else its store was closed, and from now on nobody is heard of. */
+const end = (core: PoolCore.PoolCore, sharing: PoolCore.Sharing, watcher: Watcher): Effect.Effect<void> =>
+  Effect.flatMap(Ref.get(sharing.link), ({ joined, members }) =>
+    joined
+      ? hear(core, sharing, watcher, { _tag: "Away", members, problem: "its store was closed" })
+      : Effect.asVoid(Deferred.succeed(sharing.met, undefined)))
 
 const isOf = (a: SharedPool.Subject, b: SharedPool.Subject): boolean => SharedPool.nameOf(a) === SharedPool.nameOf(b)
 

@@ -168,6 +168,8 @@ export const AllExhausted = Schema.TaggedStruct("all.exhausted", {
   reasonCounts: Schema.Record({ key: Schema.String, value: Schema.Number })
 })
 
+const ParentSpan = Schema.Struct({ traceId: Schema.String, spanId: Schema.String, sampled: Schema.Boolean })
+
 /**
  * A call has its answer, or its error, with the trail of its attempts. `outcome` is `success`, the kind of the last fault,
  * the tag of the pool's error, or `ignored` (interrupted, or a failure that says nothing of the key). For a stream this is
@@ -181,10 +183,14 @@ export const CallEnd = Schema.TaggedStruct("call.end", {
   ...base,
   ...model,
   call: Schema.Number,
+  /** As in the events of its attempts. */
+  operation: Schema.optionalWith(Schema.String, { exact: true }),
   outcome: Schema.String,
   attempts: Schema.Number,
   durationMillis: Schema.Number,
-  trail: Trail
+  trail: Trail,
+  /** The span in which it was made, if there was one. */
+  parent: Schema.optionalWith(ParentSpan, { exact: true })
 })
 
 /**
@@ -256,7 +262,7 @@ export const KeyRemoved = Schema.TaggedStruct("key.removed", { ...base, ...ofKey
 export const ProviderOpen = Schema.TaggedStruct("provider.open", { ...base, ...model, origin: Schema.String })
 
 /**
- * The provider answers again.
+ * The provider answers again; or nobody has asked for long, and it is no longer taken for down.
  *
  * @since 0.1.0
  * @category events

@@ -52,15 +52,22 @@ export const acquire = (
 } => {
   if (before.rest.closed) return { state: before, answers: [], events: PoolState.noEvents, outcome: "closed" }
   const served = dispatch(config, before, now)
+  // Who has no time for what others find out about keys goes before those who have.
+  const hurry = !served.state.rest.health.idle && wait.until < now + ProviderHealth.suspectMillis
   const lane = laneOf(request)
   const queue = HashMap.get(served.state.rest.lanes, lane)
   // Whoever waits there could not be served: no more can a newcomer. Where tokens count, the usual lanes are as one, or
   // small requests would come before a large one for ever.
-  const behind = queue._tag === "Some" ||
-    (served.state.rest.limits.metered && isUsual(served.state, lane) && firstInUsual(served.state, now) !== undefined)
+  const first = queue._tag === "Some"
+    ? headOf(served.state, lane, now)
+    : served.state.rest.limits.metered && isUsual(served.state, lane)
+    ? firstInUsual(served.state, now)
+    : undefined
+  const behind = first !== undefined &&
+    !(hurry && Leasing.lease(config, served.state, { ...first.request, hurry }, now).lease !== undefined)
   const leased: Leasing.Leased = behind
     ? { state: served.state, lease: undefined, events: PoolState.noEvents }
-    : Leasing.lease(config, served.state, request, now)
+    : Leasing.lease(config, served.state, hurry ? { ...request, hurry } : request, now)
   const events = served.events.length === 0 ? leased.events : [...served.events, ...leased.events]
   const answers = served.answers
   if (leased.lease !== undefined) return { state: leased.state, answers, events, outcome: leased.lease }
@@ -233,14 +240,20 @@ export const nextWake = (config: PoolState.Config, state: PoolState.PoolState, n
   const end = RedBlackTree.first(looked.rest.line.ends)
   let at = end._tag === "Some" ? end.value[0] : Infinity
   for (const [, lane] of viewOf(looked)) at = Math.min(at, openingOf(config, looked, lane, now).at)
-  for (const [, lane] of looked.rest.line.heads) {
+  const consider = (lane: string): void => {
     const head = isUsual(looked, lane) ? headOf(looked, lane, now) : undefined
-    if (head === undefined) continue
-    const wanted = anyOf(head)
-    const opens = PoolState.withFloor(config, looked, wanted, PoolState.nearest(config, looked, wanted, now), now)
-    at = Math.min(at, PoolState.withHealth(config, looked, head.request, opens, now).at)
-    // Where the provider is well, one of these lanes is as the other.
-    if (!ProviderHealth.isGating(looked.rest.health)) break
+    if (head === undefined) return
+    const gates = PoolState.nearest(config, looked, anyOf(head), now)
+    at = Math.min(at, PoolState.withHealth(config, looked, head.request, gates, now).at)
+  }
+  const { health } = looked.rest
+  // Where the provider is well, one of these lanes is as the other; but for those whose keys others are trying.
+  const doubted = new Set(ProviderHealth.doubtedModels(health).map((model) => laneOf({ model, only: undefined })))
+  for (const lane of doubted) consider(lane)
+  for (const [, lane] of looked.rest.line.heads) {
+    if (doubted.has(lane)) continue
+    consider(lane)
+    if (isUsual(looked, lane) && !ProviderHealth.isGating(health)) break
   }
   return at
 }
@@ -612,7 +625,7 @@ const openingOf = (
     config,
     state,
     view.request,
-    view.open.length > 0 ? { at: now, earliest: now } : PoolState.withFloor(config, state, view.request, view, now),
+    view.open.length > 0 ? { at: now, earliest: now, breakableAt: Infinity } : view,
     now
   )
 

@@ -20,6 +20,8 @@ export * as KeymeshError from "./KeymeshError.js"
 export * as KeyPool from "./KeyPool.js"
 /** Which keys exist now. */
 export * as Keyring from "./Keyring.js"
+/** Metrics and spans. */
+export * as OpenTelemetry from "./OpenTelemetry.js"
 /** What an attempt says. */
 export * as Outcome from "./Outcome.js"
 /** What a pool looks like at one moment. */

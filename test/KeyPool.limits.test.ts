@@ -5,13 +5,14 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Ref from "effect/Ref"
 import * as TestClock from "effect/TestClock"
 import type * as AnnouncedLimit from "../src/AnnouncedLimit.js"
 import * as CallOptions from "../src/CallOptions.js"
 import * as Fault from "../src/Fault.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Outcome from "../src/Outcome.js"
-import { bad, calm, idOf, keyOf, keys, ok, plain, report, test, upstream } from "./support/pooled.js"
+import { bad, calm, Failed, idOf, keyOf, keys, ok, plain, report, test, upstream } from "./support/pooled.js"
 
 const patient = { ...plain, budget: "10 minutes" } as const
 
@@ -283,10 +284,10 @@ describe("A2: announced limits", () => {
 
   test("where more is asked for than limits let through, the key whose window ends first is used; else all in turn", () =>
     Effect.gen(function*() {
-      const used = (perSecond: number) =>
+      const used = (perSecond: number, endOfB: number) =>
         Effect.gen(function*() {
           const pool = yield* KeyPool.make({ keys: keys("abc"), ...patient })
-          const ends: Readonly<Record<string, number>> = { a: 50_000, b: 20_000, c: 40_000 }
+          const ends: Readonly<Record<string, number>> = { a: 50_000, b: endOfB, c: 40_000 }
           const left: Record<string, number> = { a: 60, b: 60, c: 60 }
           const began = yield* Clock.currentTimeMillis
           const run = pool.run((lease) =>
@@ -311,8 +312,10 @@ describe("A2: announced limits", () => {
           return labels
         })
       // Once each of them has told of its limit.
-      assert.strictEqual(yield* used(5), "abc" + "b".repeat(22))
-      assert.strictEqual(yield* used(1), "abcab")
+      assert.strictEqual(yield* used(5, 20_000), "abc" + "b".repeat(22))
+      assert.strictEqual(yield* used(1, 20_000), "abcab")
+      // Nobody needs to know the third while something of the second will be lost in any case.
+      assert.strictEqual(yield* used(5, 8_000), "a" + "b".repeat(24))
     }))
 
   test("those that waited are served one by one as a bucket fills", () =>
@@ -368,6 +371,34 @@ describe("A3: learned limits", () => {
       for (let i = 0; i < 5; i++) yield* Effect.fork(pool.run(() => Effect.never))
       yield* calm
       assert.strictEqual((yield* pool.snapshot).inFlight, 5)
+    }))
+
+  test("after refusals of tokens, a window is not asked for more than it let through", () =>
+    Effect.gen(function*() {
+      // 1,000 tokens in each minute, of which the first began 30 s ago.
+      let used = 0
+      let window = 0
+      const provider = yield* upstream(({ at }) => {
+        const current = Math.floor((at + 30_000) / 60_000)
+        if (current !== window) used = 0
+        window = current
+        used += 50
+        const wait = (current + 1) * 60_000 - 30_000 - at
+        return used > 1_000 ? bad("RateLimited", { wait, scope: "key", unit: "tokens" }) : ok()
+      })
+      const pool = yield* KeyPool.make({ keys: keys("a"), ...patient, rateLimitRotations: 100, rotations: 100 })
+      const send = pool.run(provider.send, { tokens: { input: 40, maxOutput: 10 } })
+      const calls = yield* Effect.fork(
+        Effect.all(Array.from({ length: 90 }, () => Effect.delay(send, 100)), { concurrency: "unbounded" })
+      )
+      yield* TestClock.adjust("9 minutes")
+      yield* Fiber.join(calls)
+      const at = yield* Effect.map(provider.sent, (sent) => sent.map(({ at }) => at))
+      // After two windows it is known how much one holds.
+      assert.deepStrictEqual(
+        [90_020, 150_000].map((from) => at.filter((at) => at >= from && at < from + 30_000).length),
+        [20, 20]
+      )
     }))
 
   test("after a rate limit, and before a success, what one attempt finds out about a key is not tried by two", () =>
@@ -456,4 +487,90 @@ describe("A3: learned limits", () => {
         yield* told.run(() => Effect.void)
       }
     }))
+})
+
+describe("A3: how much may run at once, learned from refusals", () => {
+  /** Each key runs four at once, each for 4 seconds, and refuses the fifth after 40 ms. */
+  const lab = (fault: Fault.Fault) =>
+    Effect.gen(function*() {
+      const running = yield* Ref.make<Readonly<Record<string, number>>>({})
+      const refused = yield* Ref.make(0)
+      const add = (label: string, n: number) =>
+        Ref.update(running, (all) => ({ ...all, [label]: (all[label] ?? 0) + n }))
+      const send = ({ key: { label } }: KeyPool.Lease) =>
+        Effect.gen(function*() {
+          if (((yield* Ref.get(running))[label] ?? 0) >= 4) {
+            yield* Ref.update(refused, (n) => n + 1)
+            yield* Effect.sleep(40)
+            return yield* new Failed({ fault })
+          }
+          yield* Effect.acquireUseRelease(add(label, 1), () => Effect.sleep(4_000), () => add(label, -1))
+        })
+      const pool = yield* KeyPool.make({ keys: keys("ab"), ...patient })
+      // A tenth more than both keys can serve.
+      const all = yield* Effect.fork(
+        Effect.forEach(
+          Array.from({ length: 100 }, (_, i) => Effect.delay(pool.run(send), i * 455)),
+          (call) => Effect.exit(call),
+          { concurrency: "unbounded" }
+        )
+      )
+      yield* TestClock.adjust("3 minutes")
+      const exits = yield* Fiber.join(all)
+      return { answered: exits.filter(Exit.isSuccess).length, refused: yield* Ref.get(refused) }
+    })
+
+  test(
+    "a provider that names it is not asked for more than ran beside what it refused, whatever wait it tells",
+    () =>
+      Effect.gen(function*() {
+        const { answered, refused } = yield* lab(Fault.make("RateLimited", { unit: "concurrency", wait: "1 second" }))
+        assert.strictEqual(answered, 100)
+        assert.isAtMost(refused, 6)
+      }),
+    { timeout: 30_000 }
+  )
+
+  test(
+    "a provider that says nothing is believed the second time, and is not asked by a herd meanwhile",
+    () =>
+      Effect.gen(function*() {
+        const { answered, refused } = yield* lab(Fault.make("RateLimited"))
+        assert.strictEqual(answered, 100)
+        assert.isAtMost(refused, 8)
+      }),
+    { timeout: 30_000 }
+  )
+
+  test(
+    "a provider that counts requests and says nothing is not taken for one that counts what runs",
+    () =>
+      Effect.gen(function*() {
+        const taken: Record<number, number> = {}
+        // Twenty in each minute, each for 20 seconds: all run while the next are refused.
+        const send = () =>
+          Effect.gen(function*() {
+            const window = Math.floor((yield* Clock.currentTimeMillis) / 60_000)
+            const used = taken[window] ?? 0
+            if (used >= 20) {
+              yield* Effect.sleep(40)
+              return yield* new Failed({ fault: Fault.make("RateLimited") })
+            }
+            taken[window] = used + 1
+            yield* Effect.sleep(20_000)
+          })
+        const pool = yield* KeyPool.make({ keys: keys("a"), ...plain, budget: "60 seconds" })
+        const all = yield* Effect.fork(
+          Effect.forEach(
+            Array.from({ length: 150 }, (_, i) => Effect.delay(pool.run(send), i * 2_000)),
+            (call) => Effect.exit(call),
+            { concurrency: "unbounded" }
+          )
+        )
+        yield* TestClock.adjust("7 minutes")
+        yield* Fiber.join(all)
+        assert.deepStrictEqual(Object.values(taken).slice(0, 5), [20, 20, 20, 20, 20])
+      }),
+    { timeout: 30_000 }
+  )
 })

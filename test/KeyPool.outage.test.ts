@@ -9,6 +9,7 @@ import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/TestClock"
+import * as CallOptions from "../src/CallOptions.js"
 import * as Fault from "../src/Fault.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Outcome from "../src/Outcome.js"
@@ -32,6 +33,8 @@ import {
   upstream,
   watch
 } from "./support/pooled.js"
+
+type Send = Effect.Effect.Success<ReturnType<typeof upstream>>["send"]
 
 const second = 1_000
 const minute = 60 * second
@@ -388,6 +391,19 @@ describe("where little goes on", () => {
       assert.sameMembers([...new Set(labels)], ["c", "d"], "the others serve at once")
     }))
 
+  test("F2: an outage of a model that nobody asks for any more is forgotten after ten minutes, and told to be over", () =>
+    Effect.gen(function*() {
+      const events = yield* watch
+      const provider = yield* upstream((sent) => sent.model === "gone" ? bad("ServerError") : ok())
+      const pool = yield* KeyPool.make({ keys: keys("ab"), ...plain, ...once })
+      for (let i = 0; i < 5; i++) yield* Effect.exit(pool.run(provider.send, { model: "gone" }))
+      assert.deepStrictEqual((yield* pool.snapshot).outages.map(({ model }) => model), ["gone"])
+      yield* TestClock.adjust(11 * minute)
+      yield* pool.run(provider.send, { model: "other" })
+      assert.deepStrictEqual((yield* pool.snapshot).outages, [])
+      assert.deepStrictEqual(named(yield* events, "provider.closed").map(({ model }) => model), ["gone"])
+    }))
+
   test("F2: the provider's breaker lets no floor through beside its probes", () =>
     Effect.gen(function*() {
       const events = yield* watch
@@ -468,6 +484,91 @@ describe("what is not the key's own", () => {
       assert.isAtMost(sent.filter((at) => at > 0).length, 19)
       yield* TestClock.adjust(2 * second)
       yield* Fiber.join(calls)
+    }))
+
+  /** Calls `every` so many milliseconds, and what the provider saw of each. */
+  const arriving = (pool: KeyPool.Service, provider: { readonly send: Send }, count: number, every: number) =>
+    Effect.gen(function*() {
+      for (let i = 0; i < count; i++) {
+        yield* Effect.forkScoped(Effect.exit(pool.run(provider.send)))
+        yield* TestClock.adjust(every)
+      }
+    })
+
+  test("C9: once two keys were refused alike, a key of which nothing is known is not tried by two calls", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream((sent) => bad("RateLimited", { wait: 45 * second - sent.at }, 40))
+      const pool = yield* KeyPool.make({ keys: keys("abcde"), ...plain })
+      yield* arriving(pool, provider, 40, 25)
+      yield* TestClock.adjust(40 * second)
+      const labels = (yield* provider.sent).map(({ label }) => label)
+      assert.deepStrictEqual(labels.sort(), [..."abcde"])
+    }))
+
+  test("C9: nobody waits longer for what another call finds out than twice as long as the refusals took", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream((sent) =>
+        "ab".includes(sent.label) ? bad("RateLimited", { wait: minute }, 40) : ok(5 * second)
+      )
+      const pool = yield* KeyPool.make({ keys: keys("abc"), ...plain })
+      yield* arriving(pool, provider, 10, 0)
+      const ofC = Effect.map(provider.sent, (sent) => sent.filter(({ label }) => label === "c").map(({ at }) => at))
+      const before = (yield* ofC).length
+      assert.strictEqual(before, 3, "they left before anybody was refused")
+      yield* TestClock.adjust(79)
+      assert.strictEqual((yield* ofC).length, before)
+      yield* TestClock.adjust(second)
+      const later = (yield* ofC).slice(before)
+      assert.strictEqual(later.length, 7)
+      assert.strictEqual(later[0], 80)
+    }))
+
+  test("C1, C9: keys that have answered of late are not held back by the refusals of two others", () =>
+    Effect.gen(function*() {
+      const refused = new Set<string>()
+      const provider = yield* upstream((sent) =>
+        refused.has(sent.label) ? bad("RateLimited", { wait: minute }, 40) : ok(300)
+      )
+      const pool = yield* KeyPool.make({ keys: keys("abc"), ...plain })
+      yield* arriving(pool, provider, 3, 0)
+      yield* TestClock.adjust(second)
+      refused.add("a").add("b")
+      yield* arriving(pool, provider, 9, 0)
+      yield* TestClock.adjust(40)
+      const { inFlight, waiting } = yield* pool.snapshot
+      assert.deepStrictEqual([inFlight, waiting], [9, 0])
+    }))
+
+  test("C2, C9: who may not wait as long as a doubt lasts is not held up by it", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream((sent) =>
+        "ab".includes(sent.label) ? bad("RateLimited", { wait: minute }, 40) : ok(5 * second)
+      )
+      const pool = yield* KeyPool.make({ keys: keys("abc"), ...plain })
+      yield* arriving(pool, provider, 3, 0)
+      yield* TestClock.adjust(40)
+      const before = (yield* provider.sent).length
+      assert.strictEqual((yield* pool.snapshot).waiting, 1)
+      for (const options of [{ maxWait: 0 }, { maxWait: 30 }, { budget: 900 }]) {
+        yield* Effect.forkScoped(pool.run(provider.send).pipe(CallOptions.withOptions(options)))
+        yield* calm
+      }
+      assert.deepStrictEqual((yield* provider.trace).slice(before), ["c@40", "c@40", "c@40"])
+      yield* Effect.forkScoped(pool.run(provider.send))
+      yield* calm
+      assert.strictEqual((yield* pool.snapshot).waiting, 2, "one that was refused, and who has time")
+    }))
+
+  test("F5, C9: a doubt puts off no call that the floor lets through", () =>
+    Effect.gen(function*() {
+      const provider = yield* upstream(() => bad("RateLimited", {}, 10))
+      const pool = yield* KeyPool.make({
+        keys: keys("ab"),
+        cooldowns: { rateLimited: { first: "20 seconds" }, jitter: 0 }
+      })
+      yield* arriving(pool, provider, 1, 0)
+      yield* TestClock.adjust(5 * second)
+      assert.deepStrictEqual(yield* provider.trace, ["a@0", "b@10", "a@1020", "b@2030", "a@3040", "b@4050"])
     }))
 
   test("C9: a canary's success clears the suspicion; another group, code or model raises none", () =>

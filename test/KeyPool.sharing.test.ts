@@ -783,7 +783,101 @@ describe("P2, P4: an engine that is away", () => {
         assert.strictEqual(yield* inFlight(pool), 0, part)
       }
       const told = named(yield* events, "store.degraded")
-      assert.deepStrictEqual(told.map(({ pool }) => pool), ["news"])
+      assert.deepStrictEqual(told.map(({ pool }) => pool), ["claim", "news"])
+    }))
+
+  test("P2: a claim that nobody answers holds up no call for more than 25 ms, is told, and is given back", () =>
+    Effect.gen(function*() {
+      const engine = yield* SharedPool.makeMemory
+      const answers = yield* Effect.makeLatch(false)
+      const given = yield* Ref.make(0)
+      const share = (pool: string) =>
+        Effect.map(engine.share(pool), (port): SharedPool.SharedPool => ({
+          ...port,
+          claimTimeout: undefined,
+          claim: (claim) => Effect.uninterruptible(Effect.zipRight(answers.await, port.claim(claim))),
+          settle: (ticket, settled) =>
+            Effect.zipRight(
+              Ref.update(given, (n) => settled._tag === "Unsent" ? n + 1 : n),
+              port.settle(ticket, settled)
+            )
+        }))
+      const events = yield* watch
+      const pool = yield* KeyPool.make({
+        keys: keys("a", { a: { limits: { requestsPerMinute: 10 } } }),
+        ...plain,
+        maxWait: 0
+      }).pipe(Effect.provideService(PoolStore.PoolStore, { ...PoolStore.none, share }))
+      yield* calm
+      const first = yield* Effect.fork(pool.run(() => Effect.void))
+      yield* TestClock.adjust(24)
+      assert.isTrue(Option.isNone(yield* Fiber.poll(first)))
+      yield* TestClock.adjust(1)
+      assert.isTrue(Option.isSome(yield* Fiber.poll(first)))
+      // And then none is held up at all for a while.
+      yield* Effect.replicateEffect(pool.run(() => Effect.void), 5)
+      assert.strictEqual(yield* Clock.currentTimeMillis, 25)
+      const told = named(yield* events, "store.degraded")
+      assert.deepStrictEqual(told.map(({ problem }) => problem), [
+        "what is shared cannot be reached: a claim got no answer"
+      ])
+      yield* answers.open
+      yield* TestClock.adjust("1 second")
+      assert.strictEqual(yield* Ref.get(given), 1)
+      yield* pool.run(() => Effect.void)
+      assert.strictEqual(yield* inFlight(pool), 0)
+      assert.strictEqual(named(yield* events, "store.degraded").length, 1)
+    }))
+
+  test("P2: claims that are never answered do not pile up", () =>
+    Effect.gen(function*() {
+      const engine = yield* SharedPool.makeMemory
+      const asking = yield* Ref.make(0)
+      const asked = yield* Ref.make(0)
+      const share = (pool: string) =>
+        Effect.map(engine.share(pool), (port): SharedPool.SharedPool => ({
+          ...port,
+          claimTimeout: undefined,
+          claim: () =>
+            Effect.acquireUseRelease(
+              Effect.zipRight(Ref.update(asked, (n) => n + 1), Ref.update(asking, (n) => n + 1)),
+              () => Effect.never,
+              () => Ref.update(asking, (n) => n - 1)
+            )
+        }))
+      const pool = yield* KeyPool.make({
+        keys: keys("a", { a: { limits: { requestsPerMinute: 1_000 } } }),
+        ...plain
+      }).pipe(Effect.provideService(PoolStore.PoolStore, { ...PoolStore.none, share }))
+      yield* calm
+      for (let n = 0; n < 100; n++) {
+        yield* Effect.fork(pool.run(() => Effect.void))
+        yield* TestClock.adjust("2 seconds")
+      }
+      assert.strictEqual(yield* Ref.get(asked), 100)
+      assert.isAtMost(yield* Ref.get(asking), 30)
+      yield* TestClock.adjust("1 minute")
+      assert.strictEqual(yield* Ref.get(asking), 0)
+    }))
+
+  test("P2: a store that is closed under a pool is told of, and each keeps to its part of the limits", () =>
+    Effect.gen(function*() {
+      const engine = yield* SharedPool.makeMemory
+      const store = yield* Scope.make()
+      const events = yield* watch
+      const settings = { keys: keys("a", { a: { limits: { requestsPerMinute: 10 } } }), ...plain, maxWait: 0 } as const
+      const make = (share: PoolStore.Service["share"]) =>
+        KeyPool.make(settings).pipe(Effect.provideService(PoolStore.PoolStore, { ...PoolStore.none, share }))
+      yield* make(engine.share)
+      const pool = yield* make((pool) => Scope.extend(engine.share(pool), store))
+      yield* calm
+      yield* Scope.close(store, Exit.void)
+      yield* calm
+      assert.deepStrictEqual(named(yield* events, "store.degraded").map(({ problem }) => problem), [
+        "what is shared cannot be reached: its store was closed"
+      ])
+      const all = yield* Effect.replicateEffect(Effect.either(pool.run(() => Effect.void)), 12)
+      assert.strictEqual(all.filter(Either.isRight).length, 5)
     }))
 
   test("P4: a pool that is gone holds nothing for ever", () =>

@@ -52,7 +52,7 @@ const used = (fresh: RateLimit.RateLimit, history: Attempts, start = 0) =>
     return {
       limits: sent
         ? RateLimit.spent(RateLimit.answered(taken, to), reservation, { input, output: 0 }, to)
-        : RateLimit.returned(taken, reservation),
+        : RateLimit.returned(taken, reservation, to),
       now: to
     }
   }, { limits: fresh, now: start })
@@ -177,14 +177,14 @@ const heard = FastCheck.array(
 type Heard = typeof heard extends FastCheck.Arbitrary<infer A> ? A : never
 
 const hear = (limits: RateLimit.RateLimit, says: Heard[number]["says"], now: number): RateLimit.RateLimit => {
-  const [taken, { leased }] = RateLimit.reserve(limits, {}, now)
+  const [taken, own] = RateLimit.reserve(limits, {}, now)
   switch (says._tag) {
     case "Announces":
-      return RateLimit.announced(taken, leased, [{ name: "requests", ...says }], now)
+      return RateLimit.announced(taken, own.leased, [{ name: "requests", ...says }], now)
     case "Refuses":
-      return RateLimit.refused(taken, leased, says.wait, now)
+      return RateLimit.refused(taken, "requests", own, says.wait, now)
     case "Accepts":
-      return RateLimit.accepted(taken, leased, now)
+      return RateLimit.accepted(taken, own, now)
   }
 }
 

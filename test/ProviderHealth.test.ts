@@ -86,6 +86,7 @@ describe("ProviderHealth", () => {
           }
         } else if (act === "limited") {
           const said = ProviderHealth.limited(health, attempt, {
+            since: now,
             at: now,
             lease: attempt.lease,
             keyId: `${slot}`,
@@ -156,10 +157,29 @@ describe("ProviderHealth", () => {
     assert.isTrue(health.idle)
   })
 
+  it("C9: a key is left to whoever tries it for as long as the doubt lasts, and no longer", () => {
+    const refusal = (group: string): ProviderHealth.Refusal => ({
+      since: 0,
+      at: 600,
+      lease: 1,
+      keyId: group,
+      group,
+      code: undefined,
+      until: 60_000,
+      told: true
+    })
+    const one = ProviderHealth.limited(ProviderHealth.initial, { origin, model: undefined }, refusal("a")).health
+    assert.isUndefined(ProviderHealth.triedUntil(one, origin, undefined, 1_500, 1_501))
+    const two = ProviderHealth.limited(one, { origin, model: undefined }, refusal("b")).health
+    assert.strictEqual(ProviderHealth.triedUntil(two, origin, undefined, 500, 700), 1_500)
+    assert.strictEqual(ProviderHealth.triedUntil(two, origin, undefined, 1_500, 1_501), 1_600)
+    assert.isUndefined(ProviderHealth.triedUntil(two, origin, undefined, 1_500, 1_600))
+  })
+
   it("F2, C9: what nobody asks for any more is forgotten, and all is idle again", () => {
     const of = (lease: number, model: string): ProviderHealth.Attempt => ({ origin, model, lease, slot: lease, nth: 0 })
     const around = { leases: 1, inFlight: 0, recent: 0, answeredSince: () => true }
-    const refusal = { at: 0, keyId: "a", group: "a", code: undefined, until: 60_000, told: true }
+    const refusal = { since: 0, at: 0, keyId: "a", group: "a", code: undefined, until: 60_000, told: true }
     const { health: faulted } = ProviderHealth.faulted(ProviderHealth.initial, of(1, "gone"), around, 0)
     const { health: refused } = ProviderHealth.limited(faulted, of(2, "too"), { ...refusal, lease: 2 })
     const other = of(3, "other")
@@ -176,5 +196,67 @@ describe("ProviderHealth", () => {
     assert.strictEqual(ProviderHealth.decided(limited, other, 60_000 - 1), limited)
     assert.isTrue(ProviderHealth.isGating(limited))
     assert.isTrue(ProviderHealth.decided(limited, other, 60_000).idle)
+  })
+
+  /** Five faults of two keys: where little goes on, an outage. */
+  const down = (before: ProviderHealth.Health, model: string, first: number, at: number): ProviderHealth.Health => {
+    let health = before
+    for (let i = 0; i < 5; i++) {
+      const attempt: ProviderHealth.Attempt = { origin, model, lease: first + i, slot: i % 2, nth: 0 }
+      const around = { leases: first + i, inFlight: 0, recent: 0, answeredSince: () => false }
+      health = ProviderHealth.faulted(health, attempt, around, at).health
+    }
+    return health
+  }
+
+  it("F2: an outage that nobody has asked about for ten minutes is forgotten, and all is idle again", () => {
+    const other: ProviderHealth.Attempt = { origin, model: "other", lease: 100, slot: 0, nth: 0 }
+    const probe = { origin, model: "gone", lease: 50, slot: 0, turn: 50n }
+    const open = down(ProviderHealth.initial, "gone", 1, 0)
+    assert.isDefined(ProviderHealth.outageOf(open, origin, "gone"))
+    // Whoever asks in vain asks: that is what it is there for.
+    const asked = ProviderHealth.began(open, probe, probeMillis, 550_000).health
+    const soon = ProviderHealth.decided(asked, other, 1_000_000)
+    assert.isDefined(ProviderHealth.outageOf(soon, origin, "gone"))
+    const later = ProviderHealth.decided(soon, other, 550_000 + 5_000 + 600_000)
+    assert.isUndefined(ProviderHealth.outageOf(later, origin, "gone"))
+    assert.isTrue(later.idle)
+    assert.deepStrictEqual(ProviderHealth.outages(soon).length, 1)
+    assert.deepStrictEqual(ProviderHealth.outages(later), [])
+  })
+
+  it("F2: as long as the origin is asked about, so are its models", () => {
+    const two = down(down(ProviderHealth.initial, "m1", 1, 0), "m2", 11, 1_000)
+    assert.deepStrictEqual(ProviderHealth.outages(two).map(({ whole }) => whole).sort(), [false, false, true])
+    const probe = { origin, model: "m1", lease: 50, slot: 0, turn: 50n }
+    const asked = ProviderHealth.began(two, probe, probeMillis, 650_000).health
+    const fault: ProviderHealth.Attempt = { ...probe, nth: 0 }
+    const still = ProviderHealth.decided(asked, fault, 660_000)
+    assert.lengthOf(ProviderHealth.outages(still), 3)
+    const again = ProviderHealth.began(still, { ...probe, lease: 51 }, probeMillis, 700_000).health
+    const success: ProviderHealth.Attempt = { ...fault, lease: 51 }
+    const ended = ProviderHealth.succeeded(
+      ProviderHealth.decided(again, success, 700_500),
+      success,
+      { leases: 51, offered: 0, waiting: false },
+      700_500
+    ).health
+    const after = ProviderHealth.decided(ended, { ...success, lease: 52 }, 701_000)
+    assert.deepStrictEqual(ProviderHealth.outages(after).map(({ model }) => model), ["m2"], "it may be asked for now")
+  })
+
+  it("F2: of models that come and go nothing piles up", () => {
+    let health = ProviderHealth.initial
+    for (let i = 0; i < 100; i++) {
+      const now = i * 60_000
+      health = down(health, `m${i}`, 10 * i + 1, now)
+      const attempt: ProviderHealth.Attempt = { origin, model: `m${i}`, lease: 10 * i + 9, slot: 0, nth: 0 }
+      const around = { leases: 10 * i + 9, offered: 0, waiting: false }
+      const began = ProviderHealth.began(health, { ...attempt, turn: 1n }, probeMillis, now + 1_000).health
+      health =
+        ProviderHealth.succeeded(ProviderHealth.decided(began, attempt, now + 2_000), attempt, around, now + 2_000)
+          .health
+    }
+    assert.isAtMost(HashMap.size(health.past), 12)
   })
 })

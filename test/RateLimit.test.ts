@@ -36,7 +36,7 @@ describe("declared limits", () => {
         now += waits * 100
         const [leased, reservation] = RateLimit.reserve(limits, { input, maxOutput: 50 }, now)
         const usage = output === null ? undefined : { input, output }
-        const three = RateLimit.accepted(RateLimit.answered(leased, now + 5), reservation.leased, now + 5)
+        const three = RateLimit.accepted(RateLimit.answered(leased, now + 5), reservation, now + 5)
         limits = RateLimit.settled(leased, reservation, usage, now + 5)
         expect(limits).toEqual(RateLimit.spent(three, reservation, usage, now + 5))
       }
@@ -77,7 +77,7 @@ describe("declared limits", () => {
             for (const { sent, to } of [...due].sort((a, b) => a.to - b.to)) {
               limits = sent
                 ? RateLimit.answered(limits, to)
-                : RateLimit.returned(limits, { input: 0, output: 0, leased: limits.leased })
+                : RateLimit.returned(limits, { input: 0, output: 0, most: 0, leased: limits.leased }, to)
             }
             answeredTo = instant
           }
@@ -163,7 +163,7 @@ describe("declared limits", () => {
     // Nobody says what it used: the estimate stands.
     const unknown = RateLimit.spent(first, reservation, undefined, 5_000)
     expect(until(unknown, 5_000, { input: 301, maxOutput: 0 })).toBe(65_000)
-    expect(until(RateLimit.returned(first, reservation), 0, { input: 1_000, maxOutput: 0 })).toBeUndefined()
+    expect(until(RateLimit.returned(first, reservation, 0), 0, { input: 1_000, maxOutput: 0 })).toBeUndefined()
   })
 
   it("A1: what is more than the limit passes when nothing is taken", () => {
@@ -282,6 +282,79 @@ describe("announced limits", () => {
     expect(Math.max(...waits)).toBeLessThan(700)
   })
 
+  it("A2: whether resets count from the request or from its answer is learned, and the gate opens just then", () => {
+    /** Eight answers, the second ones after longer, and the last leaves nothing. */
+    const opens = (resetOf: (sentAt: number, answeredAt: number) => number) => {
+      let limits = RateLimit.empty
+      for (let i = 0; i < 8; i++) {
+        const sentAt = 1_000 + i * 3_000
+        const answeredAt = sentAt + (i % 2 === 0 ? 400 : 1_900)
+        const [next, own] = taken(limits, {}, sentAt)
+        const said = { name: "requests", limit: 100, remaining: 7 - i, resetMillis: resetOf(sentAt, answeredAt) }
+        limits = RateLimit.announced(next, own.leased, [said], answeredAt, 1, sentAt)
+      }
+      return until(limits, 30_000)
+    }
+    // It ends at 60 s. Requests take 5 ms to the provider.
+    expect(opens((sentAt) => 60_000 - sentAt - 5)).toBe(60_015)
+    expect(opens((_, answeredAt) => 60_000 - answeredAt + 5)).toBe(60_005)
+  })
+
+  it("A2: a refusal that says to come again long before all is there shows a bucket, its pace and its size", () => {
+    const refusal = (waitMillis: number, resetMillis: number) => {
+      const [one, own] = taken(RateLimit.empty)
+      const said = says(one, own.leased, 0, resetMillis, 0)
+      return RateLimit.refused(said, "requests", own, waitMillis, 0)
+    }
+    // 100 per minute: one in 600 ms; 12 s until it is full: it holds 20.
+    const bucket = refusal(600, 12_000)
+    expect(Math.abs((until(bucket, 599) ?? 0) - 600)).toBeLessThanOrEqual(1)
+    const [first] = taken(bucket, {}, 600)
+    expect(Math.abs((until(first, 600) ?? 0) - 1_200)).toBeLessThanOrEqual(1)
+    let later = bucket
+    for (let i = 0; i < 20; i++) {
+      expect(until(later, 30_000)).toBeUndefined()
+      later = taken(later, {}, 30_000)[0]
+    }
+    expect(Math.abs((until(later, 30_000) ?? 0) - 30_600)).toBeLessThanOrEqual(1)
+    // In whole seconds, too.
+    expect(Math.abs((until(taken(refusal(1_000, 12_000), {}, 600)[0], 600) ?? 0) - 1_200)).toBeLessThanOrEqual(1)
+    // To come again when all is there says nothing of how it comes.
+    expect(until(refusal(11_500, 12_000), 11_999)).toBe(12_000)
+    // Such a pace is no minute's limit: only that it comes little by little is known.
+    expect(refusal(5_000, 60_000).announced).toMatchObject([{ votes: 2, most: undefined }])
+  })
+
+  it("A2: what answers showed to be a window is closed until its reset, whatever a refusal tells beside it", () => {
+    /** So many answers of a window of 100; then others take the rest of it, and a refusal at 20 s tells one second. */
+    const refusedAfter = (answers: number) => {
+      let limits = RateLimit.empty
+      for (let i = 0; i < answers; i++) {
+        const [next, own] = taken(limits, {}, i * 1_000)
+        limits = says(next, own.leased, 99 - i, 60_000 - i * 1_000, i * 1_000)
+      }
+      const [next, own] = taken(limits, {}, 20_000)
+      return RateLimit.refused(says(next, own.leased, 0, 40_000, 20_040), "requests", own, 1_000, 20_040)
+    }
+    expect(until(refusedAfter(12), 20_040)).toBeGreaterThan(59_900)
+    // One answer shows nothing; but a hundred were there, which do not come in 40 s at 100 a minute: nothing is left now.
+    expect(until(refusedAfter(1), 20_040)).toBeGreaterThan(20_040)
+  })
+
+  it("A2: who was sent before anything was known tells how much there may be, though others were counted since", () => {
+    let limits = RateLimit.empty
+    const early = (remaining: number, resetMillis: number, now: number, inFlight: number) => {
+      const said = [{ name: "requests", limit: 100, remaining, resetMillis }]
+      limits = RateLimit.announced(limits, undefined, said, now, inFlight)
+    }
+    early(0, 10_000, 40, 3)
+    early(18, 900, 300, 2)
+    expect(until(limits, 300)).toBe(10_040)
+    let later = limits
+    for (let i = 0; i < 19; i++) later = taken(later, {}, 10_040)[0]
+    expect(until(later, 10_040)).toBeGreaterThan(10_040)
+  })
+
   it("A2: windows and buckets that announce themselves are used up, and nobody is refused", () => {
     const all: ReadonlyArray<readonly [Provider, Provider]> = [
       [fixedWindow(60, 13_000), fixedWindow(60, 41_000)],
@@ -305,19 +378,19 @@ describe("announced limits", () => {
   it("A2: a window is over when the earliest of its answers says so: a reset counts from when the provider looked", () => {
     let limits = RateLimit.empty
     for (const [i, tookMillis] of [900, 400, 800, 700, 600, 500, 150, 600, 900].entries()) {
-      const [next, { leased }] = taken(limits, {}, i * 1_000)
+      const [next, own] = taken(limits, {}, i * 1_000)
       const said = { name: "requests", limit: 9, remaining: 8 - i, resetMillis: 20_000 - i * 1_000 }
-      limits = RateLimit.announced(next, leased, [said], i * 1_000 + tookMillis)
+      limits = RateLimit.announced(next, own.leased, [said], i * 1_000 + tookMillis)
     }
     const end = until(limits, 8_900) ?? 0
     expect(end).toBeGreaterThanOrEqual(20_000)
     // The last answer alone would say 20,900.
     expect(end).toBeLessThanOrEqual(20_400)
     // What was reckoned, and not told, binds no answer.
-    const [rolled, { leased }] = taken(limits, {}, end)
+    const [rolled, own] = taken(limits, {}, end)
     const later = RateLimit.announced(
       rolled,
-      leased,
+      own.leased,
       [{ name: "requests", limit: 9, remaining: 0, resetMillis: 60_000 }],
       end + 10
     )
@@ -325,12 +398,12 @@ describe("announced limits", () => {
   })
 
   it("A2: when what is left will be lost is known of windows and of buckets", () => {
-    const [one, { leased }] = taken(RateLimit.empty)
+    const [one, own] = taken(RateLimit.empty)
     expect(RateLimit.lostAt(one, 0)).toBe(Infinity)
     expect(RateLimit.pace(one)).toBe(Infinity)
     const window = RateLimit.announced(
       one,
-      leased,
+      own.leased,
       [{ name: "requests", limit: 60, remaining: 50, resetMillis: 7_000 }],
       1_000
     )
@@ -346,6 +419,32 @@ describe("announced limits", () => {
     expect(RateLimit.lostAt(tokens, 2_000)).toBe(5_000)
     // Fifteen tokens for each, on average.
     expect(RateLimit.pace(tokens)).toBe(600 / 60_000 / 15)
+  })
+
+  it("A2: what is left may be lost before the answer's own time says so; it opens no sooner for that", () => {
+    const heard = (remaining: number, resetMillis: number) => {
+      const [one, { leased }] = taken(RateLimit.empty)
+      const said = { name: "requests", limit: 60, remaining, resetMillis }
+      return RateLimit.announced(one, leased, [said], 1_000, 1, 200)
+    }
+    const window = heard(59, 7_000)
+    expect(RateLimit.lostAt(window, 1_000)).toBe(7_200)
+    expect(until(heard(0, 7_000), 7_500)).toBe(8_000)
+    // The next window is a minute long, though less was seen of the first; what may be a bucket is soon full again.
+    expect(RateLimit.lostAt(window, 7_300)).toBe(67_200)
+    expect(RateLimit.lostAt(heard(58, 2_000), 2_300)).toBe(4_200)
+    // A later answer of the same window, to a request that was sent closer to it, knows better.
+    const [next, { leased }] = taken(window, {}, 3_000)
+    const said = { name: "requests", limit: 60, remaining: 58, resetMillis: 4_290 }
+    expect(RateLimit.lostAt(RateLimit.announced(next, leased, [said], 4_500, 1, 3_000), 4_500)).toBe(7_290)
+  })
+
+  it("A2: before a request was counted, one like the next is what tokens are enough for", () => {
+    const said = { name: "tokens", limit: 600, remaining: 500, resetMillis: 3_000 }
+    const limits = RateLimit.announced(RateLimit.empty, undefined, [said], 0)
+    expect(RateLimit.room(limits, 0, { input: 40, maxOutput: 10 })).toBe(10)
+    expect(RateLimit.pace(limits, { input: 40, maxOutput: 10 })).toBe(600 / 60_000 / 50)
+    expect(RateLimit.room(RateLimit.empty, 0)).toBe(Infinity)
   })
 
   it("A2: a limit of tokens counts tokens, of input or of output where it says so", () => {
@@ -396,14 +495,14 @@ describe("learned limits", () => {
 
   it("A3: what a window holds is there at once when it begins, and no more until its end", () => {
     const [one, first] = taken(RateLimit.empty)
-    let limits = RateLimit.refused(one, first.leased, 5_000, 0)
+    let limits = RateLimit.refused(one, "requests", first, 5_000, 0)
     // 20 are accepted in 20 seconds, then none for 40.
     for (let i = 0; i < 20; i++) {
-      const [next, { leased }] = taken(limits, {}, 5_000 + i * 1_000)
-      limits = RateLimit.accepted(next, leased, 5_500 + i * 1_000)
+      const [next, own] = taken(limits, {}, 5_000 + i * 1_000)
+      limits = RateLimit.accepted(next, own, 5_500 + i * 1_000)
     }
-    const [last, { leased }] = taken(limits, {}, 25_000)
-    limits = RateLimit.refused(last, leased, 39_999, 25_001)
+    const [last, own] = taken(limits, {}, 25_000)
+    limits = RateLimit.refused(last, "requests", own, 39_999, 25_001)
     expect(until(limits, 64_999)).toBe(65_000)
     for (let i = 0; i < 20; i++) {
       expect(until(limits, 65_000)).toBeUndefined()
@@ -412,17 +511,116 @@ describe("learned limits", () => {
     expect(until(limits, 65_000)).toBe(125_000)
   })
 
+  describe("of tokens", () => {
+    const cost = (input: number, maxOutput = 0) => ({ input, maxOutput })
+    /** Refused at this instant, and told to wait so long. */
+    const refuse = (limits: RateLimit.RateLimit, input: number, waitMillis: number, now: number) => {
+      const [next, own] = taken(limits, cost(input), now)
+      return RateLimit.refused(next, "tokens", own, waitMillis, now)
+    }
+    const accept = (limits: RateLimit.RateLimit, input: number, now: number) => {
+      const [next, own] = taken(limits, cost(input), now)
+      return RateLimit.spent(RateLimit.accepted(next, own, now), own, { input, output: 0 }, now)
+    }
+
+    it("A3: what a window holds is there at once when it begins, whatever the requests take, and no more", () => {
+      let limits = refuse(RateLimit.empty, 700, 5_000, 0)
+      // 9,000 tokens are accepted in 20 seconds, then none for 40.
+      for (let i = 0; i < 20; i++) limits = accept(limits, i % 2 === 0 ? 100 : 800, 5_000 + i * 1_000)
+      limits = refuse(limits, 500, 39_999, 25_001)
+      expect(until(limits, 64_999, cost(100))).toBe(65_000)
+      for (const input of [2_000, 4_000, 1_500, 1_000]) {
+        expect(until(limits, 65_000, cost(input))).toBeUndefined()
+        limits = accept(limits, input, 65_000)
+      }
+      expect(until(limits, 65_000, cost(501))).toBe(125_000)
+      expect(until(limits, 65_000, cost(500))).toBeUndefined()
+      // Whoever takes more than all of it passes when nothing else was.
+      expect(until(limits, 125_000, cost(20_000))).toBeUndefined()
+    })
+
+    it("A3: what a bucket lets through is measured exactly, whatever the requests take that are refused", () => {
+      // Ten tokens per second; it tells when what is refused would fit.
+      let limits = refuse(RateLimit.empty, 50, 5_000, 0)
+      // At 5 s there are 50.
+      limits = accept(limits, 50, 5_000)
+      limits = accept(limits, 10, 6_000)
+      limits = accept(limits, 20, 8_000)
+      // At 9 s there are 10.
+      limits = refuse(limits, 100, 9_000, 9_000)
+      expect(limits.learnedTokens?.measured).toMatchObject({ shape: "bucket", count: 130, millis: 13_000 })
+      // At 18 s there are 100.
+      limits = accept(limits, 100, 18_000)
+      limits = accept(limits, 25, 20_500)
+      limits = refuse(limits, 20, 1_500, 21_000)
+      expect(limits.learnedTokens?.measured).toMatchObject({ shape: "bucket", count: 175, millis: 17_500 })
+    })
+
+    it("A3: what an answer did not use, or was not sent, is there again", () => {
+      const measured = () => {
+        let limits = refuse(RateLimit.empty, 100, 1_000, 0)
+        for (let i = 0; i < 10; i++) limits = accept(limits, 100, 1_000 + i * 1_000)
+        return refuse(limits, 100, 40_000, 21_000)
+      }
+      const [one, first] = taken(measured(), cost(400, 500), 61_000)
+      const [two, second] = taken(one, cost(100), 61_000)
+      expect(until(two, 61_000, cost(100))).toBe(121_000)
+      const answered = RateLimit.accepted(two, first, 61_500)
+      const used = RateLimit.spent(answered, first, { input: 400, output: 150 }, 61_500)
+      expect(until(used, 61_500, cost(350))).toBeUndefined()
+      expect(until(used, 61_500, cost(351))).toBe(121_000)
+      expect(until(RateLimit.returned(used, second, 61_500), 61_500, cost(450))).toBeUndefined()
+      expect(until(RateLimit.returned(used, second, 61_500), 61_500, cost(451))).toBe(121_000)
+    })
+
+    it("A3: the most that may be put out counts, not what is usual: providers count it until the answer", () => {
+      let limits = refuse(RateLimit.empty, 100, 1_000, 0)
+      for (let i = 0; i < 10; i++) {
+        const [next, own] = taken(limits, cost(10, 90), 1_000 + i * 1_000)
+        limits = RateLimit.spent(
+          RateLimit.accepted(next, own, 1_000),
+          own,
+          { input: 10, output: 40 },
+          1_500 + i * 1_000
+        )
+      }
+      expect(RateLimit.costOf(limits, cost(10, 90)).output).toBeLessThan(50)
+      limits = refuse(limits, 100, 40_000, 21_000)
+      const [full] = taken(limits, cost(10, 90), 61_000)
+      expect(until(full, 61_000, cost(10, 390))).toBeUndefined()
+      expect(until(full, 61_000, cost(10, 391))).toBe(121_000)
+    })
+
+    it("A3: they teach nothing of requests, nor those of tokens", () => {
+      const tokens = refuse(RateLimit.empty, 100, 5_000, 0)
+      expect(tokens.learned).toBeUndefined()
+      expect(until(tokens, 100)).toBe(5_000)
+      expect(RateLimit.gate(tokens, undefined, 100)).toBeUndefined()
+      const [one, own] = taken(RateLimit.empty)
+      expect(RateLimit.refused(one, "requests", own, 5_000, 0).learnedTokens).toBeUndefined()
+    })
+
+    it("A2, A3: what is announced of tokens need not be learned", () => {
+      const refused = refuse(RateLimit.empty, 100, 5_000, 0)
+      const said = (name: string) =>
+        RateLimit.announced(refused, undefined, [{ name, limit: 10, remaining: 5, resetMillis: 1_000 }], 0)
+      expect(said("requests").learnedTokens).toBeDefined()
+      expect(said("tokens").learnedTokens).toBeUndefined()
+      expect(refuse(said("tokens"), 100, 5_000, 10).learnedTokens).toBeUndefined()
+    })
+  })
+
   it("A3: several windows in a row without a refusal are not taken for one long window", () => {
     let limits = RateLimit.empty
     /** As many as are given are accepted, evenly over a minute; then one is refused, until its end. */
     const minute = (from: number, accepted: number, refuses: boolean) => {
       for (let i = 0; i < accepted; i++) {
-        const [next, { leased }] = taken(limits, {}, from + i * 1_000)
-        limits = RateLimit.accepted(next, leased, from + i * 1_000)
+        const [next, own] = taken(limits, {}, from + i * 1_000)
+        limits = RateLimit.accepted(next, own, from + i * 1_000)
       }
       if (!refuses) return
-      const [next, { leased }] = taken(limits, {}, from + 30_000)
-      limits = RateLimit.refused(next, leased, 30_000, from + 30_000)
+      const [next, own] = taken(limits, {}, from + 30_000)
+      limits = RateLimit.refused(next, "requests", own, 30_000, from + 30_000)
     }
     for (const [at, refuses] of [true, true, false, false, true].entries()) minute(at * 60_000, 20, refuses)
     expect(limits.learned?.measured).toMatchObject({ shape: "window", count: 20, millis: 60_000 })
@@ -432,8 +630,8 @@ describe("learned limits", () => {
     let limits = RateLimit.empty
     let now = 0
     for (let nth = 1; nth <= 7; nth++) {
-      const [next, { leased }] = taken(limits, {}, now)
-      limits = RateLimit.refused(next, leased, 2_000, now + 40)
+      const [next, own] = taken(limits, {}, now)
+      limits = RateLimit.refused(next, "requests", own, 2_000, now + 40)
       const end = until(limits, now + 40) ?? now
       expect(end - now - 40).toBe(nth <= 6 ? 2_000 : 4_040)
       now = end
@@ -459,7 +657,7 @@ describe("learned limits", () => {
 
   it("A3: after ten minutes without use it is forgotten", () => {
     const [one, first] = taken(RateLimit.empty)
-    const limits = RateLimit.refused(one, first.leased, 5_000, 0)
+    const limits = RateLimit.refused(one, "requests", first, 5_000, 0)
     expect(until(limits, 4_999)).toBe(5_000)
     // Two at once, and the next one after a second, or when one was accepted.
     const [two] = taken(taken(limits, {}, 5_000)[0], {}, 5_000)
@@ -477,9 +675,15 @@ describe("learned limits", () => {
   it("A3: refusals of requests that were sent before the first one came back are old news", () => {
     const [one, first] = taken(RateLimit.empty)
     const [two, second] = taken(one)
-    const limits = RateLimit.refused(RateLimit.refused(two, first.leased, 3_000, 100), second.leased, 2_000, 120)
+    const limits = RateLimit.refused(
+      RateLimit.refused(two, "requests", first, 3_000, 100),
+      "requests",
+      second,
+      2_000,
+      120
+    )
     expect(until(limits, 200)).toBe(3_100)
     expect(limits.learned?.measured).toBeUndefined()
-    expect(until(RateLimit.refused(limits, second.leased, 9_000, 130), 200)).toBe(9_130)
+    expect(until(RateLimit.refused(limits, "requests", second, 9_000, 130), 200)).toBe(9_130)
   })
 })

@@ -187,8 +187,10 @@ const judge = (
 }
 
 /** What the limit counts that was hit, by what is said of it. */
-const unitOf = (said: string): "tokens" | "other" | undefined =>
-  /slow_down|ramp_limit|per.?day|daily|\b[RT]PD\b|concurren|in.flight/i.test(said)
+const unitOf = (said: string): Fault.Fault["unit"] =>
+  /concurren|simultaneous|\brequests? in.flight|parallel requests/i.test(said)
+    ? "concurrency"
+    : /slow_down|ramp_limit|per.?day|daily|\b[RT]PD\b|in.flight/i.test(said)
     ? "other"
     : /\btokens?\b|[a-z_]tokens?\b|\bTPM\b|Tokens?Per/i.test(said)
     ? "tokens"

@@ -93,6 +93,30 @@ describe("how it may be called", () => {
       })
   )
 
+  live(
+    "A2: so it does where only limits of its model count them",
+    () =>
+      Effect.gen(function*() {
+        const headers = {
+          "x-ratelimit-limit-tokens": "1000",
+          "x-ratelimit-remaining-tokens": "900",
+          "x-ratelimit-reset-tokens": "10s"
+        }
+        const answer = () => Response.json({ usage: { prompt_tokens: 5, completion_tokens: 7 } }, { headers })
+        const { fetch, pool } = yield* pooled([answer, answer], { keys: ["sk-one-0000000"] })
+        const inFlight = Effect.map(pool.snapshot, ({ inFlight }) => inFlight)
+        const ask = () =>
+          get(fetch, `${base}/chat/completions`, { method: "POST", body: "{\"model\":\"m\",\"max_tokens\":50}" })
+        // Nothing is known of limits yet.
+        yield* ask()
+        assert.strictEqual(yield* inFlight, 0)
+        const response = yield* ask()
+        assert.strictEqual(yield* inFlight, 1)
+        yield* Effect.promise(() => response.text())
+        yield* Effect.sleep(1).pipe(Effect.zipRight(inFlight), Effect.repeat({ until: (left) => left === 0 }))
+      })
+  )
+
   live("the body of a Request is copied for each attempt", () =>
     Effect.gen(function*() {
       const { fetch, sent } = yield* pooled([refused(500), refused(500)])

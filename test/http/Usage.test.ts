@@ -84,5 +84,7 @@ describe("what a refusal counts", () => {
     assert.strictEqual(unitOf(said("Rate limit reached for m on tokens per min (TPM): Limit 10000.")), "tokens")
     assert.strictEqual(unitOf(said("Rate limit reached for m on requests per day (RPD): Limit 200.")), "other")
     assert.strictEqual(unitOf({ code: "slow_down", message: "Slow down." }), "other")
+    assert.strictEqual(unitOf(said("Too many concurrent requests.")), "concurrency")
+    assert.strictEqual(unitOf(said("You have too many requests in flight.")), "concurrency")
   })
 })

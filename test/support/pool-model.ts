@@ -10,10 +10,12 @@ import * as CircuitBreaker from "../../src/CircuitBreaker.js"
 import type * as Fault from "../../src/Fault.js"
 import * as Homes from "../../src/Homes.js"
 import type * as KeyState from "../../src/KeyState.js"
+import * as LearnedConcurrency from "../../src/LearnedConcurrency.js"
 import * as Leasing from "../../src/Leasing.js"
 import type * as Outcome from "../../src/Outcome.js"
 import * as PoolKeys from "../../src/PoolKeys.js"
 import * as PoolState from "../../src/PoolState.js"
+import * as ProviderHealth from "../../src/ProviderHealth.js"
 import * as RateLimit from "../../src/RateLimit.js"
 import * as Settling from "../../src/Settling.js"
 import * as Strategy from "../../src/Strategy.js"
@@ -465,7 +467,9 @@ export class World {
     const { outcome } = acquired
     if (typeof outcome === "object" && "slot" in outcome) {
       check(lease === outcome, () => "the newcomer's lease is the newest")
-      this.granted(middle, outcome, request, acquired.events)
+      // Whoever may not wait a second does not wait for what others find out about keys either.
+      const hurry = until < this.now + ProviderHealth.suspectMillis
+      this.granted(middle, outcome, { ...request, hurry }, acquired.events)
     } else {
       if (typeof outcome === "object") {
         check(outcome.until === until && outcome.answer === answer, () => "the waiter is the one that asked")
@@ -625,7 +629,8 @@ export class World {
   /** H4: a conversation stays with its key while that has its share, and nobody gets more than his while others have less. */
   private seated(before: PoolState.PoolState, lease: PoolState.LeaseRecord, request: PoolState.Request): void {
     const fitting = this.eligible(before, request).filter((key) => !request.avoid.includes(key.slot))
-    const all = this.eligible(before, plain)
+    // A provider that is down takes no key out of the mean.
+    const all = PoolState.keys(before).filter((key) => this.open(before, key, undefined, false))
     const mean = all.reduce((sum, key) => sum + key.inFlight, 0) / Math.max(1, all.length)
     const bound = Math.max(2, Math.ceil(1.25 * mean))
     const roomy = fitting.filter((key) => key.inFlight < bound)
@@ -663,7 +668,7 @@ export class World {
 
   private eligible(state: PoolState.PoolState, request: PoolState.Request): ReadonlyArray<KeyState.KeyState> {
     return PoolState.keys(state).filter((key) =>
-      request.only?.(key.key) !== false && this.open(state, key, request.model)
+      request.only?.(key.key) !== false && this.open(state, key, request.model, true, request.hurry)
     )
   }
 
@@ -671,9 +676,10 @@ export class World {
     state: PoolState.PoolState,
     key: KeyState.KeyState,
     model: string | undefined,
-    provider = true
+    provider = true,
+    hurry = false
   ): boolean {
-    return this.gates(state, key, model, provider).every((gate) => gate.soonest <= this.now && !gate.shut)
+    return this.gates(state, key, model, provider, hurry).every((gate) => gate.soonest <= this.now && !gate.shut)
   }
 
   /**
@@ -683,7 +689,8 @@ export class World {
     state: PoolState.PoolState,
     key: KeyState.KeyState,
     model: string | undefined,
-    provider = true
+    provider = true,
+    hurry = false
   ): ReadonlyArray<{
     readonly shut: boolean
     readonly soonest: number
@@ -697,10 +704,15 @@ export class World {
     const time = (until: number, guess: boolean) => shut.push({ shut: true, soonest: until, until, guess })
     if (key.retiring || !key.enabled) never()
     // Outages keep no books here: they have properties of their own.
-    const held = provider ? PoolState.providerGate(this.config, state, key.key, model, now) : undefined
+    const held = provider ? PoolState.providerGate(this.config, state, key, model, now, hurry) : undefined
     if (held !== undefined) event(held.until)
     if (model !== undefined && key.key.models?.has(model) === false) never()
     if (key.inFlight >= (key.key.limits.concurrency ?? Infinity)) event(Infinity)
+    // What is learned of it has tests of its own.
+    const learned = key.concurrency
+    if (learned !== undefined && key.inFlight >= LearnedConcurrency.most(learned, now)) {
+      event(LearnedConcurrency.forgottenAt(learned))
+    }
     const { breaker, ramp } = key
     if (breaker._tag === "Open" && now < breaker.until) time(breaker.until, breaker.until !== Infinity)
     if (breaker._tag === "HalfOpen" && breaker.probe !== undefined) {
