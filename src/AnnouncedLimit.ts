@@ -169,8 +169,7 @@ const fillOf = (all: number, remaining: number, resetMillis: number, limit: numb
 const together = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
   const least = earliest(next)
   if (!before.told || isPrompt(before) !== isPrompt(next)) return least
-  const isBucket = next.votes >= bucketVotes && isExact(next)
-  if (!isBucket && (next.votes > -bucketVotes || next.remaining > before.remaining)) return least
+  if (!isExactBucket(next) && (next.votes > -bucketVotes || next.remaining > before.remaining)) return least
   const expected = before.fullAt + comeSince(before, next)
   // It was full meanwhile.
   if (expected <= next.at) return least
@@ -182,7 +181,7 @@ const together = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
 
 /** How much later a bucket is full for what was taken between two answers. */
 const comeSince = (before: AnnouncedLimit, next: AnnouncedLimit): number =>
-  next.votes >= bucketVotes && isExact(next) ? (next.total - before.total) / (next.fill ?? Infinity) : 0
+  isExactBucket(next) ? (next.total - before.total) / (next.fill ?? Infinity) : 0
 
 /** The reset that an answer tells, from the earliest moment from which it may count. */
 const earliest = (self: AnnouncedLimit): number =>
@@ -268,7 +267,7 @@ const available = (self: AnnouncedLimit, total: number, now: number): number => 
   if (perMilli === undefined) return self.remaining - (total - self.total)
   const all = allOf(self)
   const taken = total - self.total
-  return all !== undefined && isExact(self)
+  return all !== undefined && isExactBucket(self)
     ? Math.min(
       all - (fullAt(self, total) - now) * perMilli,
       // No more than was left, which was rounded down, and came since.
@@ -277,8 +276,11 @@ const available = (self: AnnouncedLimit, total: number, now: number): number => 
     : Math.min(all ?? Infinity, self.remaining + (now - self.at) * perMilli) - taken
 }
 
-/** Whether it is known to a hair how fast a bucket fills: at its limit, per minute. */
-const isExact = ({ fill, limit }: AnnouncedLimit): boolean => fill !== undefined && fill === (limit ?? 0) / usualWindow
+/** Whether it is a bucket of which is known to a hair how fast it fills: at its limit, per minute. */
+const isExactBucket = (self: AnnouncedLimit): boolean => {
+  const perMilli = rate(self)
+  return perMilli !== undefined && perMilli === (self.limit ?? 0) / usualWindow
+}
 
 /**
  * Whether it is a window, as far as that can be seen: no bucket that fills in a minute takes as long as that for what
