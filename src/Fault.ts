@@ -105,8 +105,8 @@ export class Fault extends Schema.TaggedClass<Fault>()("Fault", {
   /** The provider's code for the cause, such as `insufficient_quota`. */
   code: Schema.optionalWith(Schema.String, { exact: true }),
   /**
-   * What the limit counts that was hit, where the answer says so: `concurrency` is what runs at once; `other` for days, for load, and the like. Refusals of
-   * anything but requests teach nothing of how many requests may come.
+   * What the limit counts that was hit, where the answer says so: `concurrency` is what runs at once; `other` for days,
+   * for load, and the like. Refusals of anything but requests teach nothing of how many requests may come.
    */
   unit: Schema.optionalWith(Schema.Literal("requests", "tokens", "concurrency", "other"), { exact: true }),
   /** When a spent quota is known to come back, as milliseconds from the answer. */

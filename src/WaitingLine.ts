@@ -582,7 +582,7 @@ const look = (config: PoolState.Config, state: PoolState.PoolState, now: number)
   for (const lane of own) {
     const known = Option.getOrUndefined(HashMap.get(lanes, lane))
     const ofModel = limitsOf(limits, known?.request.model)
-    const costs = limits.metered || ofModel?.metered === true
+    const costs = PoolState.isMetered(state, known?.request.model)
     const request = (costs ? undefined : known?.request) ?? headOf(state, lane, now)?.request
     if (request === undefined) continue
     const stays = known !== undefined && isSame && now < known.at && changed.length <= manyChanges &&
