@@ -421,7 +421,7 @@ export const reserve = (
     leased,
     typical: self.typical,
     at: now
-  }, { ...cost, leased }]
+  }, { input: cost.input, output: cost.output, most: cost.most, leased }]
 }
 
 /**
@@ -452,12 +452,14 @@ export const spent = (
 ): RateLimit => {
   if (usage === undefined && self.declared.length === 0) return self
   const used = usage ?? reservation
-  const unused = usage === undefined ? 0 : mostOf("tokens", reservation) - amount("tokens", usage)
   return {
     ...self,
-    learnedTokens: unused === 0
-      ? self.learnedTokens
-      : unlearned(self, { cost: unused, leased: total("tokens", reservation.leased) }, true, now),
+    learnedTokens: usage === undefined ? self.learnedTokens : unlearned(
+      self,
+      { ...takenOf("tokens", reservation), cost: mostOf("tokens", reservation) - amount("tokens", usage) },
+      true,
+      now
+    ),
     declared: self.declared.map((limit) =>
       limit.unit === "requests"
         ? limit
@@ -567,13 +569,16 @@ export const announced = (
     const unit = AnnouncedLimit.unitOf(each.name)
     if (unit === undefined) continue
     const before = limits.find(({ name }) => name === each.name)
-    const after = leased !== undefined
-      ? AnnouncedLimit.learn(before, each, total(unit, leased), now, sentAt)
-      : unit !== "requests"
-      ? AnnouncedLimit.learn(before, each, 0, now, sentAt)
-      : before === undefined
-      ? AnnouncedLimit.learn(before, each, self.leased.requests - Math.max(0, inFlight - 1), now, sentAt)
-      : AnnouncedLimit.learnEarly(before, each, now, sentAt)
+    const isEarly = leased === undefined && unit === "requests"
+    const after = isEarly && before !== undefined
+      ? AnnouncedLimit.learnEarly(before, each, now, sentAt)
+      : AnnouncedLimit.learn(
+        before,
+        each,
+        isEarly ? self.leased.requests - Math.max(0, inFlight - 1) : total(unit, leased ?? none),
+        now,
+        sentAt
+      )
     if (after === undefined || after === before) continue
     limits = before === undefined
       ? [...limits, after].slice(-mostAnnounced)
@@ -583,11 +588,15 @@ export const announced = (
   return limits === self.announced ? self : {
     ...self,
     announced: limits,
-    learned: limits.some(({ unit }) => unit === "requests") ? undefined : self.learned,
-    learnedTokens: limits.some(({ unit }) => unit !== "requests") ? undefined : self.learnedTokens,
+    learned: announces(limits, "requests") ? undefined : self.learned,
+    learnedTokens: announces(limits, "tokens") ? undefined : self.learnedTokens,
     at: now
   }
 }
+
+/** Whether there is a limit of requests, or of tokens of whatever kind. */
+const announces = (limits: ReadonlyArray<AnnouncedLimit.AnnouncedLimit>, unit: "requests" | "tokens"): boolean =>
+  limits.some((limit) => (limit.unit === "requests") === (unit === "requests"))
 
 /**
  * Of more announced limits than this, the oldest are forgotten.
@@ -614,21 +623,11 @@ export const refused = (
 ): RateLimit => {
   const taken = takenOf(unit, reservation)
   const newest = total(unit, self.leased)
-  if (unit === "tokens") {
-    return self.announced.some(({ unit }) => unit !== "requests") ? self : {
-      ...self,
-      learnedTokens: LearnedLimit.refused(self.learnedTokens, taken, newest, waitMillis, usual, now),
-      at: now
-    }
+  if (!announces(self.announced, unit)) {
+    const kind = unit === "requests" ? "learned" : "learnedTokens"
+    return { ...self, [kind]: LearnedLimit.refused(self[kind], taken, newest, waitMillis, usual, now), at: now }
   }
-  if (!self.announced.some(({ unit }) => unit === "requests")) {
-    return {
-      ...self,
-      learned: LearnedLimit.refused(self.learned, taken, newest, waitMillis, usual, now),
-      at: now
-    }
-  }
-  return waitMillis === undefined ? self : {
+  return unit === "tokens" || waitMillis === undefined ? self : {
     ...self,
     announced: self.announced.map((limit) =>
       limit.unit !== "requests"
