@@ -1,14 +1,15 @@
 /**
  * A limit that a provider announces with its answers: how much there is, how much is left, when it is there again.
  *
- * Each answer tells what the provider knew when it counted that request; what was sent later is subtracted. Providers
- * mean one of two things by their reset: the end of a window, when all is there again at once, or the moment when a
+ * Each answer tells what the provider knew when it counted that request; what was sent later is subtracted, and what
+ * requests did not use is added where answers show that the provider gives it back. Providers mean one of two things by their reset: the end of a window, when all is there again at once, or the moment when a
  * bucket that fills all the time will be full. The first stands still while requests go through, the second moves away;
  * until this is known, a limit that is used up is taken for a window.
  *
  * @since 0.1.0
  */
 import type { Full, Unit } from "./DeclaredLimit.js"
+import * as Totals from "./Totals.js"
 
 /**
  * What an answer says about one limit; see `WaitHint.readLimits`.
@@ -36,9 +37,12 @@ export interface AnnouncedLimit {
   readonly remaining: number
   /** The most that was ever there, before the request that told of it: a bucket may hold less than its limit. */
   readonly most: number | undefined
-  /** When it was said, and what had been leased in all when the request that brought it was. */
+  /** When it was said, and what had been leased in all, and not used of it, when the request that brought it was. */
   readonly at: number
   readonly total: number
+  readonly unused: number
+  /** Above 0 what speaks for a provider that gives back what a request did not use, below for one that keeps it. */
+  readonly gives: number
   readonly resetAt: number
   /**
    * When all will be there again, as several answers say together: a reset counts from when the provider looked, and
@@ -75,8 +79,8 @@ export const unitOf = (name: string): Unit | undefined =>
     : undefined
 
 /**
- * Takes in what an answer says, whose request was sent at `sentAt`. `total` is what had been leased in all, of what the
- * limit counts, when the attempt was that got it. `undefined` when it says nothing of use.
+ * Takes in what an answer says, whose request was sent at `sentAt`. `totals` is what had been leased in all when the
+ * attempt was that got it. `undefined` when it says nothing of use.
  *
  * @since 0.1.0
  * @category steps
@@ -84,7 +88,7 @@ export const unitOf = (name: string): Unit | undefined =>
 export const learn = (
   before: AnnouncedLimit | undefined,
   said: Said,
-  total: number,
+  totals: Totals.Totals,
   now: number,
   sentAt = now
 ): AnnouncedLimit | undefined => {
@@ -95,6 +99,7 @@ export const learn = (
   // Without a reset nobody would know when it opens again.
   if (unit === undefined || remaining === undefined || resetMillis === undefined) return before
   const most = mostOf(before?.most, remaining, unit)
+  const total = Totals.leased(unit, totals)
   // An answer to an earlier request knows less, but for how much there was then.
   if (before !== undefined && total < before.total) return most === before.most ? before : { ...before, most }
   const stated = limit === undefined || limit <= 0 ? undefined : limit
@@ -108,6 +113,8 @@ export const learn = (
     most,
     at: now,
     total,
+    unused: Totals.unused(unit, totals),
+    gives: before?.gives ?? 0,
     resetAt,
     fullAt: resetAt,
     endsAt: sentAt + resetMillis,
@@ -122,7 +129,11 @@ export const learn = (
     votes: before?.votes ?? 0
   }
   if (before === undefined || now >= before.resetAt) return { ...next, fullAt: earliest(next) }
-  const learned = { ...next, prompt: bounded(before.prompt + promptness(before, next)) }
+  const learned = {
+    ...next,
+    prompt: bounded(before.prompt + promptness(before, next)),
+    gives: bounded(before.gives + giving(before, next))
+  }
   const fullAt = together(before, learned)
   const known = { ...learned, fullAt, endsAt: Math.min(fullAt, Math.max(before.endsAt, next.endsAt)) }
   if (remaining > before.remaining) return known
@@ -145,7 +156,7 @@ export const learnEarly = (
 ): AnnouncedLimit | undefined => {
   const total = Math.min(0, before.total + 1)
   const isOld = now < before.resetAt && (usable(said.remaining) ?? 0) > before.remaining
-  if (!isOld || total <= before.total) return learn(before, said, total, now, sentAt)
+  if (!isOld || total <= before.total) return learn(before, said, { ...Totals.none, requests: total }, now, sentAt)
   // How much there was when it was the first to be counted is still of use.
   const most = mostOf(before.most, usable(said.remaining) ?? 0, before.unit)
   return { ...before, total, most }
@@ -181,7 +192,7 @@ const together = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
 
 /** How much later a bucket is full for what was taken between two answers. */
 const comeSince = (before: AnnouncedLimit, next: AnnouncedLimit): number =>
-  isExactBucket(next) ? (next.total - before.total) / (next.fill ?? Infinity) : 0
+  isExactBucket(next) ? takenBetween(before, next) / (next.fill ?? Infinity) : 0
 
 /** The reset that an answer tells, from the earliest moment from which it may count. */
 const earliest = (self: AnnouncedLimit): number =>
@@ -196,6 +207,26 @@ const promptness = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
   const asSent = Math.abs(asAnswered - (next.took - before.took))
   return asSent < Math.abs(asAnswered) / 2 ? 1 : Math.abs(asAnswered) < asSent / 2 ? -1 : 0
 }
+
+/**
+ * Whether more is left than there would be if the provider kept all that requests might have used. What came back by
+ * itself is known only where it is known how.
+ */
+const giving = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
+  const unused = next.unused - before.unused
+  if (!before.told || Math.abs(next.votes) < bucketVotes || Math.abs(unused) < 1) return 0
+  const perMilli = rate(next)
+  // A window that began meanwhile gives all back.
+  if (perMilli === undefined && next.resetAt - before.resetAt > next.longest / 2) return 0
+  const came = (perMilli ?? 0) * ((next.at - next.took) - (before.at - before.took))
+  const more = next.remaining - (before.remaining - (next.total - before.total)) - came
+  const ifGiven = Math.abs(more - unused)
+  return ifGiven < Math.abs(more) / 2 ? 1 : Math.abs(more) < ifGiven / 2 ? -1 : 0
+}
+
+/** What was taken, for good as far as that is known, between the requests that brought two answers. */
+const takenBetween = (before: AnnouncedLimit, next: Pick<AnnouncedLimit, "total" | "unused" | "gives">): number =>
+  next.total - before.total - (next.gives >= givesVotes ? next.unused - before.unused : 0)
 
 const bounded = (votes: number): number => Math.max(-8, Math.min(8, votes))
 
@@ -222,33 +253,51 @@ const vote = (a: AnnouncedLimit, b: AnnouncedLimit): number => {
 }
 
 /**
- * Whether an amount fits now, when `total` has been leased in all; what is more than the limit fits when all is there.
- *
- * @since 0.1.0
- * @category gates
- */
-export const gate = (self: AnnouncedLimit, amount: number, total: number, now: number): Full | undefined => {
-  const perMilli = rate(self)
-  // Before a window ends, what is left may be little of what there is.
-  const all = perMilli !== undefined || now >= fullAt(self, total) ? allOf(self) : self.limit
-  // Whole amounts fit: what lacks a hair in floating point is there.
-  const missing = Math.min(amount, all ?? Infinity) - available(self, total, now)
-  if (missing <= 1e-6) return undefined
-  const until = perMilli === undefined
-    ? self.fullAt
-    : Math.ceil(Math.max(now + 1, Math.min(now + missing / perMilli, fullAt(self, total))))
-  // The next answer may tell more.
-  return { until, earliest: total > self.total ? -Infinity : until }
-}
-
-/**
- * How much is left now, when `total` has been leased in all.
+ * How much was taken since it was said, when `totals` has been leased in all.
  *
  * @since 0.1.0
  * @category getters
  */
-export const remaining = (self: AnnouncedLimit, total: number, now: number): number =>
-  Math.max(0, Math.floor(Math.min(available(self, total, now), Number.MAX_SAFE_INTEGER)))
+export const taken = (self: AnnouncedLimit, totals: Totals.Totals): number =>
+  takenBetween(self, {
+    total: Totals.leased(self.unit, totals),
+    unused: Totals.unused(self.unit, totals),
+    gives: self.gives
+  })
+
+/**
+ * Whether an amount fits now, when `totals` has been leased in all; what is more than the limit fits when all is there.
+ *
+ * @since 0.1.0
+ * @category gates
+ */
+export const gate = (
+  self: AnnouncedLimit,
+  amount: number,
+  totals: Totals.Totals,
+  now: number
+): Full | undefined => {
+  const perMilli = rate(self)
+  // Before a window ends, what is left may be little of what there is.
+  const all = perMilli !== undefined || now >= fullAt(self, totals) ? allOf(self) : self.limit
+  // Whole amounts fit: what lacks a hair in floating point is there.
+  const missing = Math.min(amount, all ?? Infinity) - available(self, totals, now)
+  if (missing <= 1e-6) return undefined
+  const until = perMilli === undefined
+    ? self.fullAt
+    : Math.ceil(Math.max(now + 1, Math.min(now + missing / perMilli, fullAt(self, totals))))
+  // The next answer may tell more.
+  return { until, earliest: Totals.leased(self.unit, totals) > self.total ? -Infinity : until }
+}
+
+/**
+ * How much is left now, when `totals` has been leased in all.
+ *
+ * @since 0.1.0
+ * @category getters
+ */
+export const remaining = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number =>
+  Math.max(0, Math.floor(Math.min(available(self, totals, now), Number.MAX_SAFE_INTEGER)))
 
 /**
  * How much is left now, as a share of the limit; 1 where it is not known, and when all is there again.
@@ -256,24 +305,24 @@ export const remaining = (self: AnnouncedLimit, total: number, now: number): num
  * @since 0.1.0
  * @category getters
  */
-export const share = (self: AnnouncedLimit, total: number, now: number): number =>
-  self.limit === undefined || now >= fullAt(self, total)
+export const share = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number =>
+  self.limit === undefined || now >= fullAt(self, totals)
     ? 1
-    : Math.max(0, Math.min(1, available(self, total, now) / self.limit))
+    : Math.max(0, Math.min(1, available(self, totals, now) / self.limit))
 
-const available = (self: AnnouncedLimit, total: number, now: number): number => {
-  if (now >= fullAt(self, total)) return allOf(self) ?? Infinity
+const available = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number => {
+  if (now >= fullAt(self, totals)) return allOf(self) ?? Infinity
   const perMilli = rate(self)
-  if (perMilli === undefined) return self.remaining - (total - self.total)
+  const gone = taken(self, totals)
+  if (perMilli === undefined) return self.remaining - gone
   const all = allOf(self)
-  const taken = total - self.total
   return all !== undefined && isExactBucket(self)
     ? Math.min(
-      all - (fullAt(self, total) - now) * perMilli,
+      all - (fullAt(self, totals) - now) * perMilli,
       // No more than was left, which was rounded down, and came since.
-      self.remaining + 1 + (now - self.at + self.took) * perMilli - taken
+      self.remaining + 1 + (now - self.at + self.took) * perMilli - gone
     )
-    : Math.min(all ?? Infinity, self.remaining + (now - self.at) * perMilli) - taken
+    : Math.min(all ?? Infinity, self.remaining + (now - self.at) * perMilli) - gone
 }
 
 /** Whether it is a bucket of which is known to a hair how fast it fills: at its limit, per minute. */
@@ -300,8 +349,8 @@ export const isWindow = ({ at, limit, remaining, resetAt, votes }: AnnouncedLimi
  * @since 0.1.0
  * @category getters
  */
-export const lostAt = (self: AnnouncedLimit, total: number, now: number): number => {
-  if (rate(self) !== undefined) return fullAt(self, total)
+export const lostAt = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number => {
+  if (rate(self) !== undefined) return fullAt(self, totals)
   // The window after the one that ended ends one window later.
   return now < self.endsAt ? self.endsAt : nextEnd(self, now)
 }
@@ -321,8 +370,10 @@ export const pace = (self: AnnouncedLimit): number =>
  * @since 0.1.0
  * @category getters
  */
-export const fullAt = (self: AnnouncedLimit, total: number): number =>
-  self.fullAt + (total - self.total) / (rate(self) ?? Infinity)
+export const fullAt = (self: AnnouncedLimit, totals: Totals.Totals): number => {
+  const perMilli = rate(self)
+  return perMilli === undefined ? self.fullAt : self.fullAt + taken(self, totals) / perMilli
+}
 
 /** How fast a bucket fills, per millisecond; `undefined` unless it is known to be one. */
 const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bucketVotes ? undefined : fill
@@ -333,9 +384,9 @@ const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bu
  * @since 0.1.0
  * @category steps
  */
-export const roll = (self: AnnouncedLimit, total: number, now: number): AnnouncedLimit => {
-  if (now < fullAt(self, total)) return self
-  const full = { ...self, remaining: allOf(self) ?? Infinity, at: now, total }
+export const roll = (self: AnnouncedLimit, totals: Totals.Totals, now: number): AnnouncedLimit => {
+  if (now < fullAt(self, totals)) return self
+  const full = { ...self, ...saidNow(self, totals, now), remaining: allOf(self) ?? Infinity }
   return rate(self) === undefined
     ? { ...full, ...untilAll(now + Math.max(1, self.longest)), endsAt: nextEnd(self, now) }
     // What is taken comes back from now on.
@@ -348,16 +399,20 @@ export const roll = (self: AnnouncedLimit, total: number, now: number): Announce
  * @since 0.1.0
  * @category steps
  */
-export const exhaust = (self: AnnouncedLimit, total: number, until: number, now: number): AnnouncedLimit => {
+export const exhaust = (
+  self: AnnouncedLimit,
+  totals: Totals.Totals,
+  until: number,
+  now: number
+): AnnouncedLimit => {
   const perMilli = rate(self)
   return perMilli === undefined
-    ? { ...self, remaining: 0, at: now, total, ...untilAll(Math.max(self.resetAt, until)) }
+    ? { ...self, ...saidNow(self, totals, now), remaining: 0, ...untilAll(Math.max(self.resetAt, until)) }
     // By then one request fits.
     : {
       ...self,
+      ...saidNow(self, totals, now),
       remaining: Math.min(0, 1 - (until - now) * perMilli),
-      at: now,
-      total,
       ...untilAll(until + ((allOf(self) ?? 1) - 1) / perMilli)
     }
 }
@@ -383,6 +438,13 @@ export const refused = (self: AnnouncedLimit, waitMillis: number, now: number): 
     : { ...self, votes }
 }
 
+/** As if it were said now, of all that was leased. */
+const saidNow = ({ unit }: AnnouncedLimit, totals: Totals.Totals, now: number) => ({
+  at: now,
+  total: Totals.leased(unit, totals),
+  unused: Totals.unused(unit, totals)
+})
+
 /** When the window ends that comes after the one that is over; how long it is, only the next answer may tell. */
 const nextEnd = (self: AnnouncedLimit, now: number): number => {
   const { endsAt, longest } = self
@@ -400,6 +462,8 @@ const usualWindow = 60_000
 const guardMillis = 20
 /** How many more answers must speak for resets that count from when a request came. */
 const promptVotes = 4
+/** How many more answers must speak for a provider that gives back. */
+const givesVotes = 4
 /** Of so many answers the earliest counts, about. */
 const memory = 8
 /** Servers that tell whole seconds round up. */

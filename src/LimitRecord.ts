@@ -9,6 +9,7 @@ import * as AnnouncedLimit from "./AnnouncedLimit.js"
 import * as DeclaredLimit from "./DeclaredLimit.js"
 import type * as LearnedLimit from "./LearnedLimit.js"
 import * as RateLimit from "./RateLimit.js"
+import * as Totals from "./Totals.js"
 
 const finite = Schema.Number.pipe(Schema.finite())
 const amount = Schema.Number.pipe(Schema.finite(), Schema.nonNegative())
@@ -144,14 +145,13 @@ export const fromLimits = (
       : [{ unit: limit.unit, windowMillis: limit.windowMillis, used: uses.map(wordOf(now)).join(" ") }]
   })
   const announced = limits.announced.flatMap((limit): ReadonlyArray<StoredAnnounced> => {
-    const { at, fill, limit: stated, longest, most, name, resetAt, told, total, unit, votes } = limit
-    const leased = RateLimit.total(unit, limits.leased)
-    const remaining = limit.remaining - (leased - total)
+    const { at, fill, limit: stated, longest, most, name, resetAt, told, votes } = limit
+    const remaining = limit.remaining - AnnouncedLimit.taken(limit, limits.leased)
     return isForgotten(limit, now) ? [] : [{
       name,
       at: at + wallOffset,
       resetAt: resetAt + wallOffset,
-      fullAt: AnnouncedLimit.fullAt(limit, leased) + wallOffset,
+      fullAt: AnnouncedLimit.fullAt(limit, limits.leased) + wallOffset,
       told,
       longest,
       votes,
@@ -263,6 +263,8 @@ const announcedOf = (
       most,
       at: backAt(at),
       total: 0,
+      unused: 0,
+      gives: 0,
       resetAt: backAt(resetAt),
       fullAt: backAt(fullAt),
       endsAt: backAt(fullAt),
@@ -278,14 +280,14 @@ const announcedOf = (
 const learnedOf = (
   learned: LearnedLimit.LearnedLimit | undefined,
   unit: "requests" | "tokens",
-  leased: RateLimit.Totals,
+  leased: Totals.Totals,
   wallOffset: number
 ): StoredLearned | undefined => {
   if (learned === undefined) return undefined
   const { measured, stamp, window, ...rest } = learned
   return {
     ...rest,
-    since: Math.max(0, RateLimit.total(unit, leased) - stamp),
+    since: Math.max(0, Totals.leased(unit, leased) - stamp),
     end: rest.end + wallOffset,
     due: rest.due + wallOffset,
     leasedAt: rest.leasedAt + wallOffset,

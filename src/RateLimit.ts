@@ -12,6 +12,7 @@ import type * as ApiKey from "./ApiKey.js"
 import * as DeclaredLimit from "./DeclaredLimit.js"
 import type * as Fault from "./Fault.js"
 import * as LearnedLimit from "./LearnedLimit.js"
+import * as Totals from "./Totals.js"
 
 /**
  * What a request will use, as far as that is known before: tokens of its input, and the most it may put out.
@@ -59,23 +60,11 @@ export interface RateLimit {
   /** Of tokens. */
   readonly learnedTokens: LearnedLimit.LearnedLimit | undefined
   /** All that was ever leased. */
-  readonly leased: Totals
+  readonly leased: Totals.Totals
   /** What 95 of 100 requests put out at most, as far as usage was seen. */
   readonly typical: Typical | undefined
   /** When it last changed. */
   readonly at: number
-}
-
-/**
- * Sums over requests: how many, the tokens of their input, and the most that they may put out, as providers count them.
- *
- * @since 0.1.0
- * @category models
- */
-export interface Totals {
-  readonly requests: number
-  readonly input: number
-  readonly output: number
 }
 
 /**
@@ -106,7 +95,7 @@ export interface Typical {
  * @category models
  */
 export interface Reservation extends Cost {
-  readonly leased: Totals
+  readonly leased: Totals.Totals
 }
 
 /**
@@ -120,14 +109,6 @@ export interface Closed extends DeclaredLimit.Full {
 }
 
 /**
- * Nothing was leased yet.
- *
- * @since 0.1.0
- * @category constants
- */
-export const none: Totals = { requests: 0, input: 0, output: 0 }
-
-/**
  * Nothing is known.
  *
  * @since 0.1.0
@@ -138,7 +119,7 @@ export const empty: RateLimit = {
   announced: [],
   learned: undefined,
   learnedTokens: undefined,
-  leased: none,
+  leased: Totals.none,
   typical: undefined,
   at: -Infinity
 }
@@ -241,7 +222,7 @@ export const gate = (self: RateLimit, estimate: Estimate | undefined, now: numbe
   for (const limit of self.announced) {
     const needs = limit.unit === "requests" ? 1 : cost === undefined ? undefined : mostOf(limit.unit, cost)
     if (needs === undefined) continue
-    closed = later(closed, AnnouncedLimit.gate(limit, needs, total(limit.unit, self.leased), now), "told")
+    closed = later(closed, AnnouncedLimit.gate(limit, needs, self.leased, now), "told")
   }
   if (self.learned !== undefined) {
     const { told } = self.learned
@@ -296,9 +277,7 @@ export const isDated = (self: RateLimit): boolean =>
 export const lostAt = (self: RateLimit, now: number): number => {
   let at = Infinity
   for (const learned of learnedOf(self)) at = Math.min(at, LearnedLimit.lostAt(learned, now))
-  for (const limit of self.announced) {
-    at = Math.min(at, AnnouncedLimit.lostAt(limit, total(limit.unit, self.leased), now))
-  }
+  for (const limit of self.announced) at = Math.min(at, AnnouncedLimit.lostAt(limit, self.leased, now))
   return at
 }
 
@@ -341,7 +320,7 @@ export const room = (self: RateLimit, now: number, estimate: Estimate = {}): num
     const { unit } = limit
     least = Math.min(
       least,
-      AnnouncedLimit.remaining(limit, total(unit, self.leased), now) / usual(unit, self.leased, estimate)
+      AnnouncedLimit.remaining(limit, self.leased, now) / usual(unit, self.leased, estimate)
     )
   }
   return least
@@ -357,12 +336,12 @@ const learnedOf = ({ learned, learnedTokens }: RateLimit): ReadonlyArray<Learned
 const nothingLearned: ReadonlyArray<LearnedLimit.LearnedLimit> = []
 
 /** What a request took on average, or takes that is estimated, where none was counted yet. */
-const usual = (unit: DeclaredLimit.Unit, totals: Totals, { input, maxOutput }: Estimate): number =>
+const usual = (unit: DeclaredLimit.Unit, totals: Totals.Totals, { input, maxOutput }: Estimate): number =>
   Math.max(
     1,
     totals.requests === 0
       ? amount(unit, { input: usable(input), output: usable(maxOutput) })
-      : total(unit, totals) / totals.requests
+      : Totals.leased(unit, totals) / totals.requests
   )
 
 const later = (
@@ -383,15 +362,6 @@ const amount = (unit: DeclaredLimit.Unit, { input, output }: Usage): number =>
 const mostOf = (unit: DeclaredLimit.Unit, { input, most }: Cost): number => amount(unit, { input, output: most })
 
 /**
- * How much of what a limit counts.
- *
- * @since 0.1.0
- * @category getters
- */
-export const total = (unit: DeclaredLimit.Unit, totals: Totals): number =>
-  unit === "requests" ? totals.requests : amount(unit, totals)
-
-/**
  * Takes what an attempt needs that begins now.
  *
  * @since 0.1.0
@@ -404,16 +374,17 @@ export const reserve = (
 ): readonly [RateLimit, Reservation] => {
   const cost = costOf(self, estimate)
   const before = self.leased
-  const leased: Totals = {
+  const leased: Totals.Totals = {
     requests: before.requests + 1,
     input: before.input + cost.input,
-    output: before.output + cost.most
+    output: before.output + cost.most,
+    unused: before.unused
   }
   return [{
     declared: self.declared.map((limit) => DeclaredLimit.hold(limit, amount(limit.unit, cost))),
     announced: self.announced.length === 0
       ? self.announced
-      : self.announced.map((limit) => AnnouncedLimit.roll(limit, total(limit.unit, before), now)),
+      : self.announced.map((limit) => AnnouncedLimit.roll(limit, before, now)),
     learned: self.learned === undefined ? undefined : LearnedLimit.leased(self.learned, 1, now),
     learnedTokens: self.learnedTokens === undefined
       ? undefined
@@ -454,6 +425,9 @@ export const spent = (
   const used = usage ?? reservation
   return {
     ...self,
+    leased: usage === undefined
+      ? self.leased
+      : { ...self.leased, unused: self.leased.unused + reservation.most - usage.output },
     learnedTokens: usage === undefined ? self.learnedTokens : unlearned(
       self,
       { ...takenOf("tokens", reservation), cost: mostOf("tokens", reservation) - amount("tokens", usage) },
@@ -544,10 +518,10 @@ export const returned = (self: RateLimit, reservation: Reservation, now: number)
 /** What an attempt took of what a limit counts; one that began before anything was counted took nothing. */
 const takenOf = (unit: "requests" | "tokens", reservation: Reservation = unreserved): LearnedLimit.Taken => ({
   cost: mostOf(unit, reservation),
-  leased: total(unit, reservation.leased)
+  leased: Totals.leased(unit, reservation.leased)
 })
 
-const unreserved: Reservation = { input: 0, output: 0, most: 0, leased: none }
+const unreserved: Reservation = { input: 0, output: 0, most: 0, leased: Totals.none }
 
 /**
  * Takes in what an answer announces. Without `leased` its attempt began before anything was known: then others may have,
@@ -558,7 +532,7 @@ const unreserved: Reservation = { input: 0, output: 0, most: 0, leased: none }
  */
 export const announced = (
   self: RateLimit,
-  leased: Totals | undefined,
+  leased: Totals.Totals | undefined,
   said: ReadonlyArray<AnnouncedLimit.Said>,
   now: number,
   inFlight = 1,
@@ -575,7 +549,9 @@ export const announced = (
       : AnnouncedLimit.learn(
         before,
         each,
-        isEarly ? self.leased.requests - Math.max(0, inFlight - 1) : total(unit, leased ?? none),
+        isEarly
+          ? { ...Totals.none, requests: self.leased.requests - Math.max(0, inFlight - 1) }
+          : leased ?? Totals.none,
         now,
         sentAt
       )
@@ -622,18 +598,21 @@ export const refused = (
   usual = 0
 ): RateLimit => {
   const taken = takenOf(unit, reservation)
-  const newest = total(unit, self.leased)
   if (!announces(self.announced, unit)) {
     const kind = unit === "requests" ? "learned" : "learnedTokens"
-    return { ...self, [kind]: LearnedLimit.refused(self[kind], taken, newest, waitMillis, usual, now), at: now }
+    return {
+      ...self,
+      [kind]: LearnedLimit.refused(self[kind], taken, Totals.leased(unit, self.leased), waitMillis, usual, now),
+      at: now
+    }
   }
   return unit === "tokens" || waitMillis === undefined ? self : {
     ...self,
     announced: self.announced.map((limit) =>
       limit.unit !== "requests"
         ? limit
-        : AnnouncedLimit.gate(limit, 1, taken.leased, now) === undefined
-        ? AnnouncedLimit.exhaust(limit, newest, now + waitMillis, now)
+        : AnnouncedLimit.gate(limit, 1, (reservation ?? unreserved).leased, now) === undefined
+        ? AnnouncedLimit.exhaust(limit, self.leased, now + waitMillis, now)
         : AnnouncedLimit.refused(limit, waitMillis, now)
     ),
     at: now
@@ -690,7 +669,7 @@ export const left = (self: RateLimit, now: number): ReadonlyArray<Left> => [
     source: "announced",
     unit: limit.unit,
     ...(limit.limit === undefined ? {} : { limit: limit.limit }),
-    remaining: AnnouncedLimit.remaining(limit, total(limit.unit, self.leased), now)
+    remaining: AnnouncedLimit.remaining(limit, self.leased, now)
   })),
   ...leftOf("requests", self.learned),
   ...leftOf("tokens", self.learnedTokens)
@@ -715,9 +694,7 @@ export const share = (self: RateLimit, now: number): number => {
   for (const limit of self.declared) {
     if (limit.limit > 0) least = Math.min(least, DeclaredLimit.remaining(limit, now) / limit.limit)
   }
-  for (const limit of self.announced) {
-    least = Math.min(least, AnnouncedLimit.share(limit, total(limit.unit, self.leased), now))
-  }
+  for (const limit of self.announced) least = Math.min(least, AnnouncedLimit.share(limit, self.leased, now))
   for (const learned of learnedOf(self)) least = Math.min(least, LearnedLimit.share(learned, now))
   return least
 }

@@ -5,6 +5,7 @@ import * as Schema from "effect/Schema"
 import * as DeclaredLimit from "../src/DeclaredLimit.js"
 import * as LimitRecord from "../src/LimitRecord.js"
 import * as RateLimit from "../src/RateLimit.js"
+import * as Totals from "../src/Totals.js"
 
 type Declared = Parameters<typeof RateLimit.declare>[1][number]
 const declared = (limits: Declared): RateLimit.RateLimit => RateLimit.declare(undefined, [limits]) ?? RateLimit.empty
@@ -230,7 +231,7 @@ describe("announced and learned limits", () => {
 
   it("what is known here stays, what is not is taken up; what was over long ago is not kept", () => {
     const say = (name: string, remaining: number, now: number, limits = RateLimit.empty) =>
-      RateLimit.announced(limits, RateLimit.none, [{ name, limit: 10, remaining, resetMillis: 5_000 }], now)
+      RateLimit.announced(limits, Totals.none, [{ name, limit: 10, remaining, resetMillis: 5_000 }], now)
     const both = say("tokens", 1, 0, say("requests", 1, 0))
     const merged = restarted(both, say("requests", 7, 100), { saved: 0, restored: 100 })
     assert.deepStrictEqual(merged.announced.map(({ name, remaining }) => [name, remaining]), [["requests", 7], [

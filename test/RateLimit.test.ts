@@ -2,6 +2,7 @@ import { describe, expect, it } from "@effect/vitest"
 import * as FastCheck from "effect/FastCheck"
 import * as DeclaredLimit from "../src/DeclaredLimit.js"
 import * as RateLimit from "../src/RateLimit.js"
+import * as Totals from "../src/Totals.js"
 import { bucket, fixedWindow, type Provider, seeded, simulate, slidingWindow } from "./support/limited.js"
 
 const declared = (limits: Parameters<typeof RateLimit.declare>[1][number]): RateLimit.RateLimit => {
@@ -209,7 +210,7 @@ describe("declared limits", () => {
 describe("announced limits", () => {
   const says = (
     limits: RateLimit.RateLimit,
-    leased: RateLimit.Totals,
+    leased: Totals.Totals,
     remaining: number,
     resetMillis: number,
     now: number
@@ -243,15 +244,15 @@ describe("announced limits", () => {
 
   it("A2: more that was in flight before anything was known than a bucket holds does not close it for ever", () => {
     // 60 were leased before their limits were kept: no answer says which of them it has counted.
-    let limits: RateLimit.RateLimit = { ...RateLimit.empty, leased: { requests: 60, input: 0, output: 0 } }
-    limits = says(limits, RateLimit.none, 19, 500, 0)
-    limits = says(limits, RateLimit.none, 0, 10_000, 40)
+    let limits: RateLimit.RateLimit = { ...RateLimit.empty, leased: { requests: 60, input: 0, output: 0, unused: 0 } }
+    limits = says(limits, Totals.none, 19, 500, 0)
+    limits = says(limits, Totals.none, 0, 10_000, 40)
     expect(until(limits, 40)).toBe(10_040)
     expect(until(limits, 10_040)).toBeUndefined()
     // The same where it is known to be a bucket.
     limits = says(
-      says(says(limits, RateLimit.none, 19, 500, 800), RateLimit.none, 17, 1_500, 801),
-      RateLimit.none,
+      says(says(limits, Totals.none, 19, 500, 800), Totals.none, 17, 1_500, 801),
+      Totals.none,
       9,
       5_500,
       802
