@@ -233,7 +233,8 @@ export const limited = (
       code: fault.code,
       until: bench.until,
       told: bench.provenance !== "guessed"
-    }
+    },
+    () => firstTold(config, state, PoolState.originOf(key), lease.model, now)
   )
   const next = withHealth(state, health)
   return suspected === undefined ? { state: next, events: PoolState.noEvents } : {
@@ -246,6 +247,24 @@ export const limited = (
       ...(lease.model === undefined ? {} : { model: lease.model })
     }]
   }
+}
+
+/** When the first key is there again that was told when; `Infinity` if none was. */
+const firstTold = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  origin: string,
+  model: string | undefined,
+  now: number
+): number => {
+  let first = Infinity
+  for (const key of SlotMap.values(state.slots)) {
+    if (PoolState.originOf(key.key) !== origin) continue
+    const closed = PoolState.requestGate(config, state, key, model, now)
+    const isTold = closed?.gate === "cooldown" && closed.fault === "RateLimited" && closed.breakableAt === Infinity
+    if (isTold) first = Math.min(first, closed.until)
+  }
+  return first
 }
 
 /**

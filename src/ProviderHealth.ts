@@ -301,7 +301,8 @@ export const succeeded = (
 }
 
 /**
- * Takes in a rate limit; `suspected` is what begins with it.
+ * Takes in a rate limit; `suspected` is what begins with it, and lasts until `firstTold` at most: by then another key may
+ * serve, as it was told itself.
  *
  * @since 0.1.0
  * @category transitions
@@ -309,7 +310,8 @@ export const succeeded = (
 export const limited = (
   health: Health,
   { model, origin }: Pick<Attempt, "origin" | "model">,
-  refusal: Refusal
+  refusal: Refusal,
+  firstTold: () => number = () => Infinity
 ): { readonly health: Health; readonly suspected: Suspicion | undefined } => {
   const place = placeOf(origin, model)
   const before = Option.getOrElse(HashMap.get(health.refusals, place), () => noRefusals)
@@ -332,7 +334,7 @@ export const limited = (
     first: Math.min(...alike.map(({ lease }) => lease)),
     keyIds: alike.map(({ keyId }) => keyId),
     took: longest(alike),
-    until: Math.min(...(told.length > 0 ? told : alike).map(({ until }) => until)),
+    until: Math.min(firstTold(), ...(told.length > 0 ? told : alike).map(({ until }) => until)),
     nextAt: refusal.at,
     prober: undefined
   }

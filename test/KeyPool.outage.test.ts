@@ -600,4 +600,27 @@ describe("what is not the key's own", () => {
       }
       assert.lengthOf(named(yield* events, "group.suspected"), 1)
     }))
+
+  test("C9: a suspicion lasts no longer than until the first key is there again that was told when", () =>
+    Effect.gen(function*() {
+      const pool = yield* KeyPool.make({ keys: keys("abcd"), ...plain, name: "told" })
+      const leases = yield* Effect.all(Array.from({ length: 4 }, () => pool.lease))
+      const waits: Record<string, number> = { a: 5, b: 20, c: 20, d: 20 }
+      for (const lease of leases.toSorted((x, y) => x.key.label.localeCompare(y.key.label))) {
+        // Long ago enough to be no reason for the suspicion.
+        if (lease.key.label === "b") yield* TestClock.adjust(2 * second)
+        yield* lease.commit(
+          Outcome.fault(Fault.make("RateLimited", { wait: (waits[lease.key.label] ?? 0) * second }))
+        )
+      }
+      yield* TestClock.adjust(2_999)
+      const calls = yield* Effect.forkAll(
+        Array.from({ length: 2 }, () => Effect.scoped(Effect.zipRight(pool.lease, Effect.never)))
+      )
+      yield* TestClock.adjust(20)
+      assert.strictEqual((yield* pool.snapshot).waiting, 2)
+      yield* TestClock.adjust(1)
+      assert.strictEqual((yield* pool.snapshot).waiting, 0)
+      yield* Fiber.interrupt(calls)
+    }))
 })
