@@ -174,20 +174,25 @@ const fillOf = (all: number, remaining: number, resetMillis: number, limit: numb
 }
 
 /**
- * When all will be there again, after one more answer. Nothing comes back later than any answer says, unless others use
- * the limit too: then the later word counts, little by little.
+ * When all will be there again, after one more answer. A window ends no later than any answer says that counts from when
+ * it came, however roughly; a bucket that others use too is full later: then the later word counts, little by little.
  */
 const together = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
   const least = earliest(next)
   if (!before.told || isPrompt(before) !== isPrompt(next)) return least
-  if (!isExactBucket(next) && (next.votes > -bucketVotes || next.remaining > before.remaining)) return least
+  const isBucket = isExactBucket(next)
+  if (!isBucket && (next.votes > -bucketVotes || next.remaining > before.remaining)) return least
   const expected = before.fullAt + comeSince(before, next)
   // It was full meanwhile.
   if (expected <= next.at) return least
-  // No request comes before it was sent: then the latest word counts. No answer is there before it was given.
-  return isPrompt(next)
-    ? Math.max(least, expected - (expected - least) / memory)
-    : Math.min(least, expected + (least - expected) / memory)
+  // No request comes before it was sent: then the latest word counts.
+  if (isPrompt(next)) return Math.max(least, expected - (expected - least) / memory)
+  // No answer is there before it was given; one that tells of the next window is another matter.
+  return isBucket
+    ? Math.min(least, expected + (least - expected) / memory)
+    : least - expected > next.longest / 2
+    ? least
+    : Math.min(least, expected)
 }
 
 /** How much later a bucket is full for what was taken between two answers. */
@@ -200,9 +205,12 @@ const earliest = (self: AnnouncedLimit): number =>
 
 const isPrompt = ({ prompt }: AnnouncedLimit): boolean => prompt >= promptVotes
 
-/** From which moment resets count makes no difference between answers that take equally long. Otherwise one explains more. */
+/**
+ * From which moment resets count makes no difference between answers that take equally long. Otherwise one explains more;
+ * but whole seconds are too rough for that.
+ */
 const promptness = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
-  if (!before.told) return 0
+  if (!before.told || isWhole(next.resetAt - next.at)) return 0
   const asAnswered = next.resetAt - before.resetAt - comeSince(before, next)
   const asSent = Math.abs(asAnswered - (next.took - before.took))
   return asSent < Math.abs(asAnswered) / 2 ? 1 : Math.abs(asAnswered) < asSent / 2 ? -1 : 0
@@ -227,6 +235,9 @@ const giving = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
 /** What was taken, for good as far as that is known, between the requests that brought two answers. */
 const takenBetween = (before: AnnouncedLimit, next: Pick<AnnouncedLimit, "total" | "unused" | "gives">): number =>
   next.total - before.total - (next.gives >= givesVotes ? next.unused - before.unused : 0)
+
+/** Whether it is a number of whole seconds, but for what floating point makes of it. */
+const isWhole = (millis: number): boolean => Math.abs(millis - Math.round(millis / 1_000) * 1_000) < 1e-3
 
 const bounded = (votes: number): number => Math.max(-8, Math.min(8, votes))
 
