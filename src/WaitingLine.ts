@@ -132,7 +132,24 @@ export const dispatch = (config: PoolState.Config, state: PoolState.PoolState, n
   const events: Array<Telemetry.Unnumbered> = []
   // Too late: they do not hold up the next in line.
   let next = refuseWhile(state, (until) => until < now, answers)
-  next = look(config, now >= next.nextOpening ? Places.reopen(config, next, now) : next, now)
+  if (now >= next.nextOpening) next = Places.reopen(config, next, now)
+  for (;;) {
+    next = serve(config, look(config, next, now), now, answers, events)
+    const left = refuseHopeless(config, refuseWhile(next, (until) => until <= now, answers), now, answers)
+    next = left.state
+    if (!left.again) return { state: next, answers, events }
+  }
+}
+
+/** Serves those who wait, in order, as far as keys can serve. */
+const serve = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  now: number,
+  answers: Array<Answer>,
+  events: Array<Telemetry.Unnumbered>
+): PoolState.PoolState => {
+  let next = state
   const blocked = new Set<string>()
   let usualBlocked = false
   while (next.rest.waiting > 0) {
@@ -153,9 +170,7 @@ export const dispatch = (config: PoolState.Config, state: PoolState.PoolState, n
     answers.push({ _tag: "Granted", waiter: head, lease: leased.lease })
     events.push(...leased.events)
   }
-  next = refuseWhile(next, (until) => until <= now, answers)
-  next = refuseHopeless(config, next, now, answers)
-  return { state: next, answers, events }
+  return next
 }
 
 /**
@@ -489,19 +504,27 @@ const comesTooLate = (
   return taken >= opens.length
 }
 
-/** Refuses those whose wait cannot end well; looks at them only where that may have become so since the last time. */
+/**
+ * Refuses those whose wait cannot end well; looks at them only where that may have become so since the last time. Where
+ * tokens count, what is too late for the first of a lane may not be for the next, who needs less: then the first alone
+ * goes, and it is to be seen `again` who can be served.
+ */
 const refuseHopeless = (
   config: PoolState.Config,
   state: PoolState.PoolState,
   now: number,
   answers: Array<Answer>
-): PoolState.PoolState => {
-  if (state.rest.waiting === 0) return state
+): { readonly state: PoolState.PoolState; readonly again: boolean } => {
+  if (state.rest.waiting === 0) return { state, again: false }
   let next = state
   const own = state.rest.line.view?.lanes
   for (const [lane, view] of viewOf(state)) {
     const opens = openingOf(config, state, view, now)
     if (opens.earliest > view.from) {
+      const head = PoolState.isMetered(state, view.request.model) ? headOf(next, lane, now) : undefined
+      if (head !== undefined && isHopeless(opens, head.until)) {
+        return { state: refuse(next, [head], answers), again: true }
+      }
       const queue = HashMap.get(next.rest.lanes, lane)
       const waiters = queue._tag === "None" ? [] : [...RedBlackTree.values(queue.value)]
       next = refuse(next, waiters.filter(({ until }) => isHopeless(opens, until)), answers)
@@ -509,8 +532,12 @@ const refuseHopeless = (
     // An opening that is not ahead makes nobody's wait hopeless, whichever it was.
     if (view.from > now || opens.earliest > now) next = withLane(next, lane, opens.earliest)
   }
-  const opens = PoolState.opening(config, next, anyOf(firstInUsual(next, now)), now)
+  const first = firstInUsual(next, now)
+  const opens = PoolState.opening(config, next, anyOf(first), now)
   if (opens.earliest > next.rest.line.usualFrom) {
+    if (first !== undefined && next.rest.limits.metered && isHopeless(opens, first.until)) {
+      return { state: refuse(next, [first], answers), again: true }
+    }
     for (const [until, waiters] of next.rest.line.ends) {
       if (!isHopeless(opens, until)) break
       const usual = [...HashMap.values(waiters)].filter(({ request }) =>
@@ -519,9 +546,12 @@ const refuseHopeless = (
       next = refuse(next, usual, answers)
     }
   }
-  return opens.earliest === next.rest.line.usualFrom
-    ? next
-    : { ...next, rest: { ...next.rest, line: { ...next.rest.line, usualFrom: opens.earliest } } }
+  return {
+    state: opens.earliest === next.rest.line.usualFrom
+      ? next
+      : { ...next, rest: { ...next.rest, line: { ...next.rest.line, usualFrom: opens.earliest } } },
+    again: false
+  }
 }
 
 /** Remembers that a lane holds nobody any more who gives up before `from`. */

@@ -173,6 +173,37 @@ describe("A1: declared limits", () => {
       assert.deepStrictEqual((yield* provider.sent).map(({ model }) => model), ["first", "large", "small"])
     }))
 
+  const limited = { limits: { tokensPerMinute: 1_000 } }
+  for (const model of [undefined, "model"]) {
+    const title = `C1, C2: tokens: who has become hopeless takes nobody along who needs less${
+      model === undefined ? "" : ", of one model"
+    }`
+    test(title, () =>
+      Effect.gen(function*() {
+        const provider = yield* upstream()
+        const pool = yield* KeyPool.make({ keys: keys("ab", { a: limited, b: limited }), ...patient })
+        const send = (input: number, budget: Duration.DurationInput = "10 minutes") =>
+          CallOptions.withOptions(
+            pool.run(provider.send, { tokens: { input, maxOutput: 0 }, ...(model === undefined ? {} : { model }) }),
+            { budget }
+          )
+        yield* send(900)
+        yield* TestClock.adjust("20 seconds")
+        yield* send(900)
+        // The one that comes back first is not there when the time has come, the other too late for a large request.
+        const large = yield* Effect.fork(Effect.flip(send(500, "50 seconds")))
+        yield* calm
+        const small = yield* Effect.fork(send(50, "50 seconds"))
+        yield* calm
+        assert.strictEqual((yield* pool.snapshot).waiting, 2)
+        yield* pool.disable(yield* idOf(pool, "a"))
+        yield* calm
+        assert.strictEqual((yield* Fiber.join(large))._tag, "AllKeysExhausted")
+        yield* Fiber.join(small)
+        assert.lengthOf(yield* provider.sent, 3)
+      }))
+  }
+
   test("tokens: what was used counts, not what was estimated", () =>
     Effect.gen(function*() {
       const pool = yield* KeyPool.make({
