@@ -264,17 +264,21 @@ const vote = (a: AnnouncedLimit, b: AnnouncedLimit): number => {
 }
 
 /**
- * How much was taken since it was said, when `totals` has been leased in all.
+ * How much was taken since it was said, when `totals` has been leased in all. What came back while the request was under
+ * way is counted in what was said: nobody knows how much that was, but about how much came in so short a time.
  *
  * @since 0.1.0
  * @category getters
  */
-export const taken = (self: AnnouncedLimit, totals: Totals.Totals): number =>
-  takenBetween(self, {
+export const taken = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number => {
+  const unused = Totals.unused(self.unit, totals)
+  const share = Math.min(1, underWayMillis / Math.max(1, now - self.at + self.took))
+  return takenBetween(self, {
     total: Totals.leased(self.unit, totals),
-    unused: Totals.unused(self.unit, totals),
+    unused: unused - Math.max(0, unused - self.unused) * share,
     gives: self.gives
   })
+}
 
 /**
  * Whether an amount fits now, when `totals` has been leased in all; what is more than the limit fits when all is there.
@@ -290,13 +294,13 @@ export const gate = (
 ): Full | undefined => {
   const perMilli = rate(self)
   // Before a window ends, what is left may be little of what there is.
-  const all = perMilli !== undefined || now >= fullAt(self, totals) ? allOf(self) : self.limit
+  const all = perMilli !== undefined || now >= fullAt(self, totals, now) ? allOf(self) : self.limit
   // Whole amounts fit: what lacks a hair in floating point is there.
   const missing = Math.min(amount, all ?? Infinity) - available(self, totals, now)
   if (missing <= 1e-6) return undefined
   const until = perMilli === undefined
     ? self.fullAt
-    : Math.ceil(Math.max(now + 1, Math.min(now + missing / perMilli, fullAt(self, totals))))
+    : Math.ceil(Math.max(now + 1, Math.min(now + missing / perMilli, fullAt(self, totals, now))))
   // The next answer may tell more.
   return { until, earliest: Totals.leased(self.unit, totals) > self.total ? -Infinity : until }
 }
@@ -317,19 +321,19 @@ export const remaining = (self: AnnouncedLimit, totals: Totals.Totals, now: numb
  * @category getters
  */
 export const share = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number =>
-  self.limit === undefined || now >= fullAt(self, totals)
+  self.limit === undefined || now >= fullAt(self, totals, now)
     ? 1
     : Math.max(0, Math.min(1, available(self, totals, now) / self.limit))
 
 const available = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number => {
-  if (now >= fullAt(self, totals)) return allOf(self) ?? Infinity
+  if (now >= fullAt(self, totals, now)) return allOf(self) ?? Infinity
   const perMilli = rate(self)
-  const gone = taken(self, totals)
+  const gone = taken(self, totals, now)
   if (perMilli === undefined) return self.remaining - gone
   const all = allOf(self)
   return all !== undefined && isExactBucket(self)
     ? Math.min(
-      all - (fullAt(self, totals) - now) * perMilli,
+      all - (fullAt(self, totals, now) - now) * perMilli,
       // No more than was left, which was rounded down, and came since.
       self.remaining + 1 + (now - self.at + self.took) * perMilli - gone
     )
@@ -361,7 +365,7 @@ export const isWindow = ({ at, limit, remaining, resetAt, votes }: AnnouncedLimi
  * @category getters
  */
 export const lostAt = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number => {
-  if (rate(self) !== undefined) return fullAt(self, totals)
+  if (rate(self) !== undefined) return fullAt(self, totals, now)
   // The window after the one that ended ends one window later.
   return now < self.endsAt ? self.endsAt : nextEnd(self, now)
 }
@@ -381,9 +385,9 @@ export const pace = (self: AnnouncedLimit): number =>
  * @since 0.1.0
  * @category getters
  */
-export const fullAt = (self: AnnouncedLimit, totals: Totals.Totals): number => {
+export const fullAt = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number => {
   const perMilli = rate(self)
-  return perMilli === undefined ? self.fullAt : self.fullAt + taken(self, totals) / perMilli
+  return perMilli === undefined ? self.fullAt : self.fullAt + taken(self, totals, now) / perMilli
 }
 
 /** How fast a bucket fills, per millisecond; `undefined` unless it is known to be one. */
@@ -396,7 +400,7 @@ const rate = ({ fill, votes }: AnnouncedLimit): number | undefined => votes < bu
  * @category steps
  */
 export const roll = (self: AnnouncedLimit, totals: Totals.Totals, now: number): AnnouncedLimit => {
-  if (now < fullAt(self, totals)) return self
+  if (now < fullAt(self, totals, now)) return self
   const full = { ...self, ...saidNow(self, totals, now), remaining: allOf(self) ?? Infinity }
   return rate(self) === undefined
     ? { ...full, ...untilAll(now + Math.max(1, self.longest)), endsAt: nextEnd(self, now) }
@@ -475,6 +479,8 @@ const guardMillis = 20
 const promptVotes = 4
 /** How many more answers must speak for a provider that gives back. */
 const givesVotes = 4
+/** About how long requests are under way to where they are counted. */
+const underWayMillis = 50
 /** Of so many answers the earliest counts, about. */
 const memory = 8
 /** Servers that tell whole seconds round up. */

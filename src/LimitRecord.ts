@@ -146,12 +146,12 @@ export const fromLimits = (
   })
   const announced = limits.announced.flatMap((limit): ReadonlyArray<StoredAnnounced> => {
     const { at, fill, limit: stated, longest, most, name, resetAt, told, votes } = limit
-    const remaining = limit.remaining - AnnouncedLimit.taken(limit, limits.leased)
+    const remaining = limit.remaining - AnnouncedLimit.taken(limit, limits.leased, now)
     return isForgotten(limit, now) ? [] : [{
       name,
       at: at + wallOffset,
       resetAt: resetAt + wallOffset,
-      fullAt: AnnouncedLimit.fullAt(limit, limits.leased) + wallOffset,
+      fullAt: AnnouncedLimit.fullAt(limit, limits.leased, now) + wallOffset,
       told,
       longest,
       votes,

@@ -425,9 +425,7 @@ export const spent = (
   const used = usage ?? reservation
   return {
     ...self,
-    leased: usage === undefined
-      ? self.leased
-      : { ...self.leased, unused: self.leased.unused + reservation.most - usage.output },
+    leased: unusedOf(self.leased, reservation, usage),
     learnedTokens: usage === undefined ? self.learnedTokens : unlearned(
       self,
       { ...takenOf("tokens", reservation), cost: mostOf("tokens", reservation) - amount("tokens", usage) },
@@ -483,10 +481,13 @@ export const settled = (
   announced: self.announced,
   learned: self.learned,
   learnedTokens: self.learnedTokens,
-  leased: self.leased,
+  leased: unusedOf(self.leased, reservation, usage),
   typical: usage === undefined ? self.typical : seen(self.typical, usage.output),
   at: now
 })
+
+const unusedOf = (leased: Totals.Totals, { most }: Reservation, usage: Usage | undefined): Totals.Totals =>
+  usage === undefined ? leased : { ...leased, unused: leased.unused + most - usage.output }
 
 /** One more output: the percentile goes up by 19 steps or down by one, and so comes to rest where 1 of 20 is above it. */
 const seen = (typical: Typical | undefined, output: number): Typical => {

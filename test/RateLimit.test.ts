@@ -448,6 +448,56 @@ describe("announced limits", () => {
     expect(RateLimit.room(RateLimit.empty, 0)).toBe(Infinity)
   })
 
+  it("A2: of whole seconds the earliest end counts that any answer tells, until one tells of the next window", () => {
+    // Dates in whole seconds on both sides: the window ends at 30 s.
+    const ends = [30_910, 30_640, 30_700, 30_330, 30_800, 30_950, 30_480, 30_720]
+    let limits = RateLimit.empty
+    for (const [i, end] of ends.entries()) {
+      const sentAt = i * 1_700
+      const [next, own] = taken(limits, {}, sentAt)
+      const resetMillis = 30_000 - Math.floor(sentAt / 1_000) * 1_000
+      const said = { name: "requests", limit: 50, remaining: 40 - i, resetMillis }
+      limits = RateLimit.announced(next, own.leased, [said], end - resetMillis, 1, sentAt)
+    }
+    const closed = (remaining: number, resetMillis: number, now: number) => {
+      const [next, own] = taken(limits, {}, now - 300)
+      return until(
+        RateLimit.announced(
+          next,
+          own.leased,
+          [{ name: "requests", limit: 50, remaining, resetMillis }],
+          now,
+          1,
+          now - 300
+        ),
+        now
+      )
+    }
+    expect(closed(0, 16_000, 14_700)).toBe(30_330)
+    expect(closed(0, 75_000, 14_700)).toBe(89_700)
+  })
+
+  it("A2: what requests did not use is there again where the provider gives it back, and not where it keeps it", () => {
+    for (const gives of [true, false]) {
+      let limits = RateLimit.empty
+      let left = 10_000
+      for (let i = 0; i < 12; i++) {
+        const sentAt = i * 1_000
+        const [next, own] = taken(limits, { input: 10, maxOutput: 90 }, sentAt)
+        left -= 100
+        const said = { name: "tokens", limit: 10_000, remaining: left, resetMillis: 60_000 - sentAt }
+        limits = RateLimit.announced(next, own.leased, [said], sentAt + 500, 1, sentAt)
+        limits = RateLimit.spent(limits, own, { input: 10, output: 30 }, sentAt + 500)
+        if (gives) left += 60
+      }
+      expect(left).toBe(gives ? 9_520 : 8_800)
+      // Of the last it is not known to a hair when it was counted.
+      const [{ remaining = NaN } = { remaining: NaN }] = RateLimit.left(limits, 21_500)
+      expect(remaining).toBeLessThanOrEqual(left)
+      expect(remaining).toBeGreaterThanOrEqual(left - 1)
+    }
+  })
+
   it("A2: a limit of tokens counts tokens, of input or of output where it says so", () => {
     const [one, first] = taken(RateLimit.empty)
     const said = (name: string) =>
