@@ -453,7 +453,7 @@ describe("announced limits", () => {
     const ends = [30_910, 30_640, 30_700, 30_330, 30_800, 30_950, 30_480, 30_720]
     let limits = RateLimit.empty
     for (const [i, end] of ends.entries()) {
-      const sentAt = i * 1_700
+      const sentAt = i * 2_000
       const [next, own] = taken(limits, {}, sentAt)
       const resetMillis = 30_000 - Math.floor(sentAt / 1_000) * 1_000
       const said = { name: "requests", limit: 50, remaining: 40 - i, resetMillis }
