@@ -1,8 +1,11 @@
 /** Redis is away, in every way: pools hear of it once, are never held up, lose nothing, and find together again. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Random from "effect/Random"
 import type * as Scope from "effect/Scope"
 import * as RedisLink from "../../src/redis/RedisLink.js"
+import * as Scripts from "../../src/redis/Scripts.js"
+import type * as SharedPool from "../../src/SharedPool.js"
 import * as RedisMember from "../support/RedisMember.js"
 import * as RedisServer from "../support/RedisServer.js"
 
@@ -88,6 +91,9 @@ const cases: ReadonlyArray<Case> = [
       })
   }
 ]
+
+const isGranted = (answer: SharedPool.Answer): answer is Extract<SharedPool.Answer, { readonly _tag: "Granted" }> =>
+  answer._tag === "Granted"
 
 const test = (title: string, body: (redis: RedisServer.RedisServer) => Effect.Effect<void, unknown, Scope.Scope>) =>
   it.scopedLive(title, () => Effect.flatMap(RedisServer.make(), body), 30_000)
@@ -226,29 +232,36 @@ describe.skipIf(!RedisServer.isHere)("P2, P4: Redis is away", () => {
   test("cut off in the middle of commands, again and again: nothing is held by nobody", (redis) =>
     Effect.gen(function*() {
       const way = yield* RedisServer.proxy(redis.port)
-      const a = yield* RedisMember.make({ ...settings, url: way.url })
-      yield* way.delay(5)
-      let cuts = true
-      yield* Effect.forkScoped(Effect.whileLoop({
-        while: () => cuts,
-        body: () => Effect.zipRight(Effect.sleep(37), way.cut()),
-        step: () => {}
-      }))
-      let held = 0
-      for (let i = 0; i < 150 || held < 5; i++) {
-        const answer = yield* a.claim(places(key("c"), 1))
-        if (answer._tag === "Granted") {
-          held++
-          yield* Effect.sleep(3)
-          yield* a.settle(answer.ticket, ended)
-        } else yield* Effect.sleep(5)
+      const a = yield* RedisMember.make({ ...patient, heartbeat: 100, memberTimeout: 60_000, url: way.url })
+      const { claim, settle, join, beat } = Scripts
+      const rounds = RedisServer.moments.flatMap((moment) =>
+        [claim, settle, join, beat].flatMap((script) => Array.from({ length: 3 }, () => ({ moment, script })))
+      )
+      const place = (round: number) => places(key(`c${round}`), 1)
+      for (const [round, { moment, script }] of rounds.entries()) {
+        // Once it is there again, one is surely held.
+        const held = yield* RedisServer.until(a.claim(places(key("c"), 1)), isGranted)
+        yield* way.cutAt(script.sha, moment)
+        if (isGranted(held)) yield* a.settle(held.ticket, ended)
+        if (script === join) yield* way.cut()
+        yield* RedisServer.until(
+          Effect.zipRight(
+            Effect.tap(
+              a.claim(place(round)),
+              (answer) => isGranted(answer) ? a.settle(answer.ticket, ended) : Effect.void
+            ),
+            way.isDue
+          ),
+          (isDue) => !isDue
+        )
       }
-      cuts = false
-      yield* way.delay(0)
-      const b = yield* RedisMember.make({ ...settings, url: redis.url })
-      yield* RedisServer.until(b.claim(places(key("c"), 1)), ({ _tag }) => _tag === "Granted")
-      yield* refused(b, places(key("c"), 1))
-    }))
+      const b = yield* RedisMember.make({ ...patient, url: redis.url })
+      for (const claim of [places(key("c"), 1), ...rounds.map((_, round) => place(round))]) {
+        yield* RedisServer.until(b.claim(claim), isGranted)
+        yield* refused(b, claim)
+      }
+      // Pauses have no length: how often it is cut off must not make them grow.
+    }).pipe(Effect.withRandom(Random.fixed([0]))))
 
   test("while it is away, pools do not hurry it: pauses grow, and no two are alike", () =>
     Effect.sync(() => {

@@ -114,6 +114,10 @@ export interface Proxy {
   readonly swallow: (whether: boolean) => Effect.Effect<void>
   /** Cuts connections: all, or those of which `which` says so by what they sent so far. */
   readonly cut: (which?: (sent: string) => boolean) => Effect.Effect<number>
+  /** Cuts all connections once, when a text is sent next, at a moment of its way there and back. */
+  readonly cutAt: (text: string, moment: Moment) => Effect.Effect<void>
+  /** Whether that has not happened yet. */
+  readonly isDue: Effect.Effect<boolean>
   /** Whether connections, of which `which` says so by what they sent first, are cut at once. */
   readonly refuse: (which: ((sent: string) => boolean) | undefined) => Effect.Effect<void>
   /** The connections of which `which` says so by what they sent so far, and only these, hear nothing any more. */
@@ -122,6 +126,10 @@ export interface Proxy {
   readonly opened: Effect.Effect<number>
 }
 
+/** Where a command is: not at the server yet, just there, answered, or answered to him who sent it. */
+export const moments = ["asked", "sent", "answered", "heard"] as const
+export type Moment = (typeof moments)[number]
+
 /** A way to a port that can be disturbed. */
 export const proxy = (to: number): Effect.Effect<Proxy, never, Scope.Scope> =>
   Effect.gen(function*() {
@@ -129,11 +137,24 @@ export const proxy = (to: number): Effect.Effect<Proxy, never, Scope.Scope> =>
     let swallows = false
     let opened = 0
     let refuses: ((sent: string) => boolean) | undefined
-    const pairs = new Map<Socket, { readonly out: Socket; sent: string; deaf: boolean }>()
+    let due: { readonly text: string; readonly moment: Moment } | undefined
+    const pairs = new Map<Socket, { readonly out: Socket; sent: string; deaf: boolean; asks: boolean }>()
+    const cut = (which: (sent: string) => boolean) => {
+      const found = Array.from(pairs).filter(([, { sent }]) => which(sent))
+      for (const [socket, { out }] of found) {
+        socket.destroy()
+        out.destroy()
+      }
+      return found.length
+    }
+    const cutAll = () => {
+      due = undefined
+      cut(() => true)
+    }
     const server = createServer((socket) => {
       opened++
       const out = connect(to, "127.0.0.1")
-      const pair = { out, sent: "", deaf: false }
+      const pair = { out, sent: "", deaf: false, asks: false }
       pairs.set(socket, pair)
       const end = () => {
         pairs.delete(socket)
@@ -144,10 +165,17 @@ export const proxy = (to: number): Effect.Effect<Proxy, never, Scope.Scope> =>
         pair.sent = (pair.sent + data.toString("latin1")).slice(-4_096)
         if (refuses?.(pair.sent) === true) return end()
         if (swallows) return
+        if (due !== undefined && data.includes(due.text)) {
+          pair.asks = true
+          if (due.moment === "asked") return cutAll()
+          if (due.moment === "sent") return void out.write(data, cutAll)
+        }
         if (millis === 0) out.write(data)
         else setTimeout(() => out.write(data), millis)
       })
       out.on("data", (data) => {
+        if (due?.moment === "answered" && pair.asks) return cutAll()
+        if (due?.moment === "heard" && pair.asks) return void socket.write(data, cutAll)
         if (!swallows && !pair.deaf) socket.write(data)
       })
       for (const side of [socket, out]) side.on("error", end).on("close", end)
@@ -171,15 +199,9 @@ export const proxy = (to: number): Effect.Effect<Proxy, never, Scope.Scope> =>
       url: `redis://127.0.0.1:${port}`,
       delay: (value) => Effect.sync(() => void (millis = value)),
       swallow: (whether) => Effect.sync(() => void (swallows = whether)),
-      cut: (which = () => true) =>
-        Effect.sync(() => {
-          const found = Array.from(pairs).filter(([, { sent }]) => which(sent))
-          for (const [socket, { out }] of found) {
-            socket.destroy()
-            out.destroy()
-          }
-          return found.length
-        }),
+      cut: (which = () => true) => Effect.sync(() => cut(which)),
+      cutAt: (text, moment) => Effect.sync(() => void (due = { text, moment })),
+      isDue: Effect.sync(() => due !== undefined),
       deafen: (which) =>
         Effect.sync(() => {
           for (const pair of pairs.values()) pair.deaf = which(pair.sent)
