@@ -158,7 +158,7 @@ describe.skipIf(!RedisServer.isHere)("P1, P2, P3: records", () => {
 
   test("a Redis that hangs is a StoreError in time", (redis) =>
     Effect.gen(function*() {
-      const store = yield* RedisPoolStore.make({ url: redis.url, commandTimeout: 100 })
+      const store = yield* RedisPoolStore.make({ url: redis.url, commandTimeout: 1_000 })
       assert.isTrue(Option.isNone(yield* store.load("pool")))
       yield* redis.pause
       const error = yield* Effect.flip(store.load("pool"))

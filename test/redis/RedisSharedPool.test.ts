@@ -149,7 +149,8 @@ describe.skipIf(!RedisServer.isHere)("P4: news", () => {
       const quick = { ...patient, commandTimeout: 1_000, url: redis.url, heartbeat: 50, memberTimeout: 500 }
       const a = yield* RedisMember.make(quick)
       assert.strictEqual((yield* a.hears("Joined")).members, 1)
-      const b = yield* RedisMember.make(quick)
+      // However busy the machine is, who has joined before is not gone for it.
+      const b = yield* RedisMember.make({ ...quick, memberTimeout: 60_000 })
       assert.strictEqual((yield* b.hears("Joined")).members, 2)
       yield* a.hears("Members", ({ members }) => members === 2)
       yield* a.forget
@@ -303,9 +304,9 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
     Effect.gen(function*() {
       const [a, b] = yield* two(redis)
       const ticket = yield* granted(a, probe(key("k")))
-      yield* a.tell([{ _tag: "Breaker", keyId: "k", from: undefined, to: open(300) }])
+      yield* a.tell([{ _tag: "Breaker", keyId: "k", from: undefined, to: open(2_000) }])
       yield* a.settle(ticket, ended)
-      assert.isAtMost((yield* refused(b, probe(key("k")))).forMillis, 300)
+      assert.isAtMost((yield* refused(b, probe(key("k")))).forMillis, 1_000)
       yield* RedisServer.until(b.claim(probe(key("k"))), ({ _tag }) => _tag === "Granted")
       yield* b.tell([cooldown(group("g"), 600_000)])
       assert.deepInclude(yield* refused(a, probe(group("g"))), {
@@ -508,7 +509,8 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
       const a = yield* RedisMember.make({ ...patient, url: redis.url, claimTimeout: 150 })
       const claiming = yield* Effect.fork(a.claim(places(key("k"), 1)))
       yield* Effect.yieldNow()
-      const end = performance.now() + 400
+      // Far longer than the claim may take, and long enough for Redis to answer it.
+      const end = performance.now() + 2_000
       while (performance.now() < end);
       assert.strictEqual((yield* Fiber.join(claiming))._tag, "Granted")
     }))
@@ -516,7 +518,7 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
   test("what a crashed process held is free again, and what it may have sent counts", (redis) =>
     Effect.gen(function*() {
       const way = yield* RedisServer.proxy(redis.port)
-      const quick = { ...patient, commandTimeout: 1_000, heartbeat: 50, memberTimeout: 400 }
+      const quick = { ...patient, commandTimeout: 1_000, heartbeat: 50, memberTimeout: 2_000 }
       const crashing = yield* RedisMember.make({ ...quick, url: way.url })
       const b = yield* RedisMember.make({ ...quick, url: redis.url })
       const claim = {
@@ -547,7 +549,7 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
   test("C6, P4: who was only taken for gone has what it holds again when it is back, and no longer than it holds it", (redis) =>
     Effect.gen(function*() {
       const way = yield* RedisServer.proxy(redis.port)
-      const quick = { ...patient, commandTimeout: 1_000, heartbeat: 50, memberTimeout: 400 }
+      const quick = { ...patient, commandTimeout: 1_000, heartbeat: 50, memberTimeout: 2_000 }
       const a = yield* RedisMember.make({ ...quick, url: way.url })
       const b = yield* RedisMember.make({ ...quick, url: redis.url })
       const ticket = yield* granted(a, places(key("c"), 2))
@@ -556,6 +558,7 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
         yield* way.swallow(true)
         const places2 = [yield* until(b.claim(places(key("c"), 2))), yield* until(b.claim(places(key("c"), 2)))]
         for (const place of places2) yield* b.settle(place, ended)
+        yield* RedisServer.until(redis.cli("hget", "{keymesh:test}:held", "c|k/c"), (taken) => taken === "")
         yield* a.forget
         yield* way.swallow(false)
         assert.isTrue((yield* a.hears("Joined")).kept)

@@ -20,6 +20,6 @@ describe.skipIf(!RedisServer.isHere)("what is shared on Redis", () => {
           },
           loseAll: redis.cli("flushall")
         })
-      }), 60_000)
+      }))
   }
 })
