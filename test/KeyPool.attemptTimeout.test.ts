@@ -244,7 +244,7 @@ describe("attempts that take too long", () => {
       assert.isAtMost(most, 6)
       const slow = ends.filter(({ millis }) => millis > 5 * second)
       assert.isAtMost(slow.length, 12)
-    }), { timeout: 60_000 })
+    }))
 
   test(
     "C3: a stalled key that may not be aborted gets an attempt now and then, ever more rarely",
@@ -263,8 +263,7 @@ describe("attempts that take too long", () => {
         assert.isAtMost(stuck, 16)
         yield* Fiber.interruptAll(calls)
         assert.strictEqual((yield* pool.snapshot).inFlight, 0)
-      }),
-    { timeout: 60_000 }
+      })
   )
 
   test("C3: refusals are answers too", () =>

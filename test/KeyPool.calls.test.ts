@@ -265,7 +265,7 @@ describe("waiting", () => {
       yield* TestClock.adjust(5_020)
       const answers = yield* Fiber.join(calls)
       assert.strictEqual(answers.filter((answer) => answer._tag === "Right").length, 1_000)
-    }), { timeout: 30_000 })
+    }))
 
   test("C2: one who leaves the queue costs the others nothing", () =>
     Effect.gen(function*() {
@@ -569,7 +569,7 @@ describe("limits of a call", () => {
       assert.isAbove(sent, calls + 10, "tokens are there to be used")
       yield* TestClock.adjust("10 seconds")
       assert.strictEqual((yield* pool.snapshot).inFlight, 0)
-    }), { timeout: 60_000 })
+    }))
 
   test("C3: a call without a token waits for it inside its budget", () =>
     Effect.gen(function*() {

@@ -350,7 +350,7 @@ describe("KeyPool", () => {
       }),
       { numRuns: 60 }
     )
-  }, 30_000)
+  })
 
   it("A6, C5, C6: nor when two attempts of a call run side by side, whoever fails, is answered or interrupted", () => {
     const two = FastCheck.array(
@@ -377,7 +377,7 @@ describe("KeyPool", () => {
       }),
       { numRuns: 60 }
     )
-  }, 30_000)
+  })
 
   for (const [what, caller] of Object.entries(usual)) {
     it(`C5, C6: nothing is left held when ${what} is interrupted, wherever it is`, () => {
@@ -392,7 +392,7 @@ describe("KeyPool", () => {
           })
         }
       }
-    }, 30_000)
+    })
   }
 
   const raced: Record<string, Caller> = {
@@ -424,7 +424,7 @@ describe("KeyPool", () => {
           if (fiber !== undefined) simulation.strike(simulation.steps + step, () => simulation.interrupt(fiber))
         })
       }
-    }, 30_000)
+    })
   }
 
   it("C6: a `classify` that throws leaves nothing in flight", () => {
@@ -490,5 +490,5 @@ describe("KeyPool", () => {
       }),
       { numRuns: 60 }
     )
-  }, 30_000)
+  })
 })

@@ -84,8 +84,7 @@ describe("A1: declared limits", () => {
         }
         // Each slot is taken again at the very instant it is free.
         assert.deepStrictEqual([...new Set(instants)], Array.from({ length: 10 }, (_, i) => i * 60_700))
-      }),
-    { timeout: 30_000 }
+      })
   )
 
   test("keys of one group share it; another group is not held up", () =>
@@ -558,8 +557,7 @@ describe("A3: how much may run at once, learned from refusals", () => {
         const { answered, refused } = yield* lab(Fault.make("RateLimited", { unit: "concurrency", wait: "1 second" }))
         assert.strictEqual(answered, 100)
         assert.isAtMost(refused, 6)
-      }),
-    { timeout: 30_000 }
+      })
   )
 
   test(
@@ -569,8 +567,7 @@ describe("A3: how much may run at once, learned from refusals", () => {
         const { answered, refused } = yield* lab(Fault.make("RateLimited"))
         assert.strictEqual(answered, 100)
         assert.isAtMost(refused, 8)
-      }),
-    { timeout: 30_000 }
+      })
   )
 
   test(
@@ -601,7 +598,6 @@ describe("A3: how much may run at once, learned from refusals", () => {
         yield* TestClock.adjust("7 minutes")
         yield* Fiber.join(all)
         assert.deepStrictEqual(Object.values(taken).slice(0, 5), [20, 20, 20, 20, 20])
-      }),
-    { timeout: 30_000 }
+      })
   )
 })

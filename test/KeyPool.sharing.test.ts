@@ -756,7 +756,7 @@ describe("P2, P4: an engine that is away", () => {
       const claims = (yield* asked).filter((one): one is SharedPool.Claim => !("_tag" in one))
       assert.strictEqual(claims.length, 80)
       assert.isTrue(claims.every(({ held }) => held !== true))
-    }), { timeout: 30_000 })
+    }))
 
   test("P2, C6: an engine that is broken fails no call, and holds up none", () =>
     Effect.gen(function*() {

@@ -31,9 +31,8 @@ import { a, asked, b, c, live, messages, model, said } from "./support/openai.js
 const plain = (
   title: string,
   options: FakeOpenAi.Options,
-  body: (fake: FakeOpenAi.FakeOpenAi) => Promise<void>,
-  timeout?: number
-) => live(title, () => Effect.flatMap(FakeOpenAi.make(options), (fake) => Effect.promise(() => body(fake))), timeout)
+  body: (fake: FakeOpenAi.FakeOpenAi) => Promise<void>
+) => live(title, () => Effect.flatMap(FakeOpenAi.make(options), (fake) => Effect.promise(() => body(fake))))
 
 const ask = (client: OpenAI) => client.chat.completions.create({ model, messages })
 const keysAsked = (fake: FakeProvider.FakeProvider) => Effect.runPromise(asked(fake))
@@ -847,11 +846,11 @@ describe("the client", () => {
         execFile(
           process.execPath,
           ["--import", "tsx", "--input-type=module", "--eval", script],
-          { timeout: 25_000 },
+          { timeout: 50_000 },
           (error, stdout, stderr) => resolve(`${error === null ? "" : "killed "}${stdout}${stderr}`)
         )
       })
       assert.strictEqual(said, "done\nsoon\n")
-    }, 30_000)
+    })
   }
 })

@@ -123,7 +123,7 @@ describe("SIGKILL", () => {
         assert.isNotEmpty(files.filter((file) => file.endsWith(".tmp")), "somebody was killed in the middle of a file")
         assert.isEmpty(files.filter((file) => file.endsWith(".unreadable")))
       }),
-    20_000 + kills * perKill
+    60_000 + kills * perKill
   )
 
   it(

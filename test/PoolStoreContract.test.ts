@@ -75,7 +75,7 @@ const memory = (spoil: (port: SharedPool.SharedPool) => SharedPool.SharedPool = 
 
 describe("what is shared in memory", () => {
   for (const check of PoolStoreContract.sharedChecks) {
-    it.live(`P4: ${check.name}`, () => Effect.flatMap(memory(), check.run), 30_000)
+    it.live(`P4: ${check.name}`, () => Effect.flatMap(memory(), check.run))
   }
 })
 

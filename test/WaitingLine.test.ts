@@ -1,5 +1,4 @@
 import { assert, describe, it } from "@effect/vitest"
-import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -328,11 +327,10 @@ describe("WaitingLine", () => {
     )
   })
 
-  it.live("C2: 1,000 callers that wait for 1,000 models are all served, in order", () =>
+  it.effect("C2: 1,000 callers that wait for 1,000 models are all served, in order", () =>
     Effect.scoped(Effect.gen(function*() {
       const pool = yield* KeyPool.make({ keys: [{ secret: "one", limits: { concurrency: 1 } }] })
       const served: Array<number> = []
-      const startedAt = yield* Clock.currentTimeMillis
       yield* Effect.forEach(
         Array.from({ length: 1000 }, (_, i) => i),
         (i) =>
@@ -340,7 +338,7 @@ describe("WaitingLine", () => {
         { concurrency: "unbounded", discard: true }
       )
       assert.deepStrictEqual(served, Array.from({ length: 1000 }, (_, i) => i))
-      assert.isBelow((yield* Clock.currentTimeMillis) - startedAt, 4000)
+      // No clock has moved: nobody was served by a timer.
     })).pipe(Effect.provide(KeyPool.layerDefaults)))
 })
 

@@ -694,21 +694,18 @@ describe("Classifier, hostile answers", () => {
 
   it("F3: large and deep bodies leave the decision to the status, quickly", () => {
     const bodies = [
-      "[".repeat(100_000),
-      "[".repeat(100_000) + "]".repeat(100_000),
-      "{\"error\":".repeat(5000) + "1" + "}".repeat(5000),
-      "\"".repeat(100_000),
-      `{"error":{"message":"${"wait ".repeat(20_000)}"}}`,
-      `{"error":{"message":"${"model ".repeat(20_000)}"}}`,
-      `{"error":{"message":"${"try again in 1s".repeat(5000)}x"}}`,
+      "[".repeat(250_000),
+      "[".repeat(125_000) + "]".repeat(125_000),
+      "{\"error\":".repeat(20_000) + "1" + "}".repeat(20_000),
+      "\"".repeat(250_000),
+      `{"error":{"message":"${"wait ".repeat(50_000)}"}}`,
+      `{"error":{"message":"${"model ".repeat(40_000)}"}}`,
+      `{"error":{"message":"${"try again in 1s".repeat(16_000)}x"}}`,
       "x".repeat(5_000_000),
       "data: {\"a\":1}\n\n".repeat(50_000)
     ]
-    for (const body of bodies) {
-      const start = performance.now()
-      assert.strictEqual(classify("openai", 429, body)?.kind, "RateLimited")
-      assert.isBelow(performance.now() - start, 1000)
-    }
+    // What takes more than a moment takes minutes at such sizes: then the test's time is over.
+    for (const body of bodies) assert.strictEqual(classify("openai", 429, body)?.kind, "RateLimited")
     const header = "\"".repeat(50_000)
     assert.strictEqual(classify("openai", 429, "", { ratelimit: header, "retry-after": header })?.kind, "RateLimited")
   })

@@ -55,8 +55,7 @@ describe("K1", () => {
           assert.isTrue(Exit.isFailure(exit))
           assertClean(inspect(exit, { depth: 10, showHidden: true }), `cut at ${cut}`)
         }
-      }).pipe(Effect.scoped),
-    60_000
+      }).pipe(Effect.scoped)
   )
 
   live("K1: content that holds the key is not altered, wherever its chunks are cut", () =>
@@ -70,7 +69,7 @@ describe("K1", () => {
         const bytes = yield* Effect.promise(() => chatStream(openai.client).asResponse().then((all) => all.text()))
         assert.strictEqual(bytes, text, `cut at ${cut}`)
       }
-    }).pipe(Effect.scoped), 60_000)
+    }).pipe(Effect.scoped))
 
   live("K1: an answer whose content holds the key is not altered", () =>
     Effect.gen(function*() {

@@ -374,10 +374,10 @@ for (const [version, Sdk] of sdks) {
       "C3: an SDK's timeout is for each attempt: the call goes on elsewhere, and the SDK waits",
       () =>
         Effect.gen(function*() {
-          const fake = yield* FakeOpenAi.make({ keys: { [a]: { hang: true }, [b]: { latencyMs: 900 } } })
+          const fake = yield* FakeOpenAi.make({ keys: { [a]: { hang: true }, [b]: { latencyMs: 300 } } })
           const openai = yield* service(fake, "ab", { ...atOnce(3), strategy: "sequential-then-rotate" }, Sdk)
           // Together they take longer than the timeout, the second by itself does not.
-          const answer = yield* Effect.promise(() => chat(openai.client, { timeout: 1_000 }))
+          const answer = yield* Effect.promise(() => chat(openai.client, { timeout: 2_000 }))
           assert.strictEqual(answer.object, "chat.completion")
           assert.strictEqual(yield* asked(fake), "ab")
           assert.deepStrictEqual(

@@ -136,7 +136,7 @@ describe.skipIf(!RedisServer.isHere)(`P4: ${count} processes, one pool`, () => {
       const all = yield* members(
         file,
         count,
-        orders(redis, url, { pool: { keys, budget: 20_000, maxWait: 3_000 }, lanes: 4, calls: 5 })
+        orders(redis, url, { pool: { keys, budget: 3_000, maxWait: 3_000 }, lanes: 4, calls: 5 })
       )
       const reports = yield* together(all)
       assert.strictEqual(reports.length, count)

@@ -118,9 +118,8 @@ export const spied = (look: (url: string, init: RequestInit | undefined) => void
 /** A test in real time, with a scope, telemetry and a store. */
 export const live = <A, E>(
   title: string,
-  body: () => Effect.Effect<A, E, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore>,
-  timeout = 10_000
-) => it.scopedLive(title, () => Effect.provide(Effect.suspend(body), KeyPool.layerDefaults), timeout)
+  body: () => Effect.Effect<A, E, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore>
+) => it.scopedLive(title, () => Effect.provide(Effect.suspend(body), KeyPool.layerDefaults))
 
 /** Gathers the events from now on. */
 export const watched: Effect.Effect<

@@ -116,7 +116,7 @@ export const test = <A, E>(
         Effect.provide(KeyPool.layerDefaults),
         Effect.withRandom(options.random ?? Random.make("keymesh"))
       ),
-    options.timeout ?? 10_000
+    options.timeout
   )
 
 /** Lets everything that can run now run. */
