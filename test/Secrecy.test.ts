@@ -10,7 +10,6 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import * as Metric from "effect/Metric"
-import * as Tracer from "effect/Tracer"
 import { inspect } from "node:util"
 import type * as FakeProvider from "../examples/support/FakeProvider.js"
 import type { Transport } from "../src/http/Attempt.js"
@@ -19,6 +18,7 @@ import * as PoolStore from "../src/PoolStore.js"
 import * as Telemetry from "../src/Telemetry.js"
 import { everything } from "./support/everything.js"
 import { live, once, watched } from "./support/openai.js"
+import { tracing } from "./support/tracing.js"
 import { type WayIn, waysIn } from "./support/waysIn.js"
 
 /** No pattern gives this key away, and it looks different in a URL, in JSON and on a page. */
@@ -127,34 +127,6 @@ const careless = (passage: (typeof passages)[string] | undefined): Transport => 
 
 // ---------------------------------------------------------------------------------------------------- all that shows
 
-const capturing = (spans: Array<unknown>): Tracer.Tracer =>
-  Tracer.make({
-    span: (name, parent, context, links, startTime, kind) => {
-      const attributes = new Map<string, unknown>()
-      const said: Array<unknown> = [name, attributes, links]
-      spans.push(said)
-      return {
-        _tag: "Span",
-        name,
-        spanId: `${spans.length}`.padStart(16, "1"),
-        traceId: "2".repeat(32),
-        parent,
-        context,
-        status: { _tag: "Started", startTime },
-        attributes,
-        links,
-        sampled: true,
-        kind,
-        // What an exporter makes an exception record of.
-        end: (_, exit) => void said.push(exit, Exit.isFailure(exit) ? Cause.prettyErrors(exit.cause) : []),
-        attribute: (key, value) => void attributes.set(key, value),
-        event: (...event) => void said.push(event),
-        addLinks: (more) => void said.push(more)
-      }
-    },
-    context: (f) => f()
-  })
-
 /** Everything that a way in shows of calls that go wrong, by where it shows it. */
 const shownBy = (way: WayIn, trouble: FakeProvider.Behaviour | FakeProvider.Answer, transport: Transport) =>
   Effect.gen(function*() {
@@ -172,7 +144,7 @@ const shownBy = (way: WayIn, trouble: FakeProvider.Behaviour | FakeProvider.Answ
     const logger = Logger.make(({ annotations, cause, message }) => {
       logs.push(message, annotations, Cause.pretty(cause, { renderErrorCause: true }))
     })
-    const spans: Array<unknown> = []
+    const spans = tracing()
     const causes: Array<Cause.Cause<unknown>> = []
     const handed: Array<unknown> = []
     const states: Array<unknown> = []
@@ -204,7 +176,7 @@ const shownBy = (way: WayIn, trouble: FakeProvider.Behaviour | FakeProvider.Answ
         Layer.mergeAll(Layer.succeedContext(telemetry), Logger.replace(Logger.defaultLogger, logger)),
         Layer.succeed(PoolStore.PoolStore, store)
       )),
-      Effect.withTracer(capturing(spans)),
+      Effect.withTracer(spans.tracer),
       Logger.withMinimumLogLevel(LogLevel.All)
     )
     const sent = (yield* fake.requests).map(({ headers }) => headers)
@@ -218,7 +190,8 @@ const shownBy = (way: WayIn, trouble: FakeProvider.Behaviour | FakeProvider.Answ
           ...causes.map((cause) => Cause.pretty(cause, { renderErrorCause: true })),
           everything(causes)
         ].join("\n"),
-        "a span": everything(spans),
+        // Also what an exporter makes an exception record of.
+        "a span": everything([spans.said, spans.said.filter(Exit.isExit).flatMap(exceptions)]),
         "a log": everything(logs),
         "an event": everything([seen, seen.map(Telemetry.encode)]),
         "a snapshot": everything(states),
@@ -228,6 +201,8 @@ const shownBy = (way: WayIn, trouble: FakeProvider.Behaviour | FakeProvider.Answ
       }
     }
   })
+
+const exceptions = (exit: Exit.Exit<unknown, unknown>) => Exit.isFailure(exit) ? Cause.prettyErrors(exit.cause) : []
 
 /** What a transport may throw that names the key. */
 const throwers: Readonly<Record<string, () => unknown>> = {

@@ -14,7 +14,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
-import * as Tracer from "effect/Tracer"
+import type * as Tracer from "effect/Tracer"
 import { inspect } from "node:util"
 import * as FakeOpenAi from "../../examples/support/FakeOpenAi.js"
 import * as PooledHttpClient from "../../src/http/PooledHttpClient.js"
@@ -22,6 +22,7 @@ import * as KeymeshError from "../../src/KeymeshError.js"
 import * as KeyPool from "../../src/KeyPool.js"
 import { openAi } from "../../src/providers/Providers.js"
 import { a, asked, atOnce, b, c, live, messages, model, once, said, secretOf, until } from "../support/openai.js"
+import { tracing } from "../support/tracing.js"
 
 interface Setup {
   readonly fake?: FakeOpenAi.Options
@@ -387,32 +388,7 @@ describe("where keys go", () => {
 
 describe("K1: the key", () => {
   const spansOf = <A, E, R>(effect: Effect.Effect<A, E, R>) => {
-    const spans: Array<Tracer.Span> = []
-    const tracer = Tracer.make({
-      span: (name, parent, context, links, startTime, kind) => {
-        const attributes = new Map<string, unknown>()
-        const span: Tracer.Span = {
-          _tag: "Span",
-          name,
-          spanId: `${spans.length}`.padStart(16, "1"),
-          traceId: "2".repeat(32),
-          parent,
-          context,
-          status: { _tag: "Started", startTime },
-          attributes,
-          links,
-          sampled: true,
-          kind,
-          end: () => {},
-          attribute: (key, value) => void attributes.set(key, value),
-          event: () => {},
-          addLinks: () => {}
-        }
-        spans.push(span)
-        return span
-      },
-      context: (f) => f()
-    })
+    const { begun: spans, tracer } = tracing()
     return Effect.map(
       Effect.exit(effect.pipe(Effect.withSpan("outer"), Effect.withTracer(tracer))),
       (exit) => ({ exit, spans })
