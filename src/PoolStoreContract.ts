@@ -303,6 +303,26 @@ const recordOf = (savedAt: number, keys = 1): StoredPool => ({
   models: []
 })
 
+/** What may be learned alike of requests and of tokens. */
+const learned = {
+  since: 12,
+  end: 1_700_000_000_000,
+  told: true,
+  barren: 1,
+  owes: 20,
+  usual: 750,
+  leased: 2,
+  accepted: 1,
+  refused: 0,
+  measured: { shape: "bucket", count: 10, since: 1_699_999_990_000, millis: 10_000 },
+  due: 1_700_000_000_100,
+  window: { since: 1_700_000_000_000, leased: 2, accepted: 1 },
+  leasedAt: 1_700_000_000_050,
+  idle: 0,
+  steady: 4,
+  at: 1_700_000_000_050
+} as const
+
 /** A record with all that there can be in one. */
 const full: StoredPool = {
   version: 1,
@@ -380,46 +400,8 @@ const full: StoredPool = {
         fill: 0.01,
         votes: 2
       }],
-      learned: {
-        since: 12,
-        size: 1,
-        cost: 1,
-        end: 1_700_000_000_000,
-        told: true,
-        barren: 1,
-        owes: 20,
-        usual: 750,
-        leased: 2,
-        accepted: 1,
-        refused: 0,
-        measured: { shape: "bucket", count: 10, since: 1_699_999_990_000, millis: 10_000 },
-        due: 1_700_000_000_100,
-        window: { since: 1_700_000_000_000, leased: 2, accepted: 1 },
-        leasedAt: 1_700_000_000_050,
-        idle: 0,
-        steady: 4,
-        at: 1_700_000_000_050
-      },
-      learnedTokens: {
-        since: 12,
-        size: 812.5,
-        cost: 1_000,
-        end: 1_700_000_000_000,
-        told: true,
-        barren: 1,
-        owes: 20,
-        usual: 750,
-        leased: 2,
-        accepted: 1,
-        refused: 0,
-        measured: { shape: "bucket", count: 10, since: 1_699_999_990_000, millis: 10_000 },
-        due: 1_700_000_000_100,
-        window: { since: 1_700_000_000_000, leased: 2, accepted: 1 },
-        leasedAt: 1_700_000_000_050,
-        idle: 0,
-        steady: 4,
-        at: 1_700_000_000_050
-      },
+      learned: { ...learned, size: 1, cost: 1 },
+      learnedTokens: { ...learned, size: 812.5, cost: 1_000 },
       typical: { output: 812.5, step: 8 }
     }
   }],

@@ -708,11 +708,31 @@ const longMillis = 600_000
 const patienceMillis = 20_000
 const patience = "20 seconds"
 
-const key = (of: string, model?: string): SharedPool.Subject => ({ scope: "key", of, ...modelOf(model) })
-const group = (of: string, model?: string): SharedPool.Subject => ({ scope: "group", of, ...modelOf(model) })
+/**
+ * A key, or a model of it.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const key = (of: string, model?: string): SharedPool.Subject => ({ scope: "key", of, ...modelOf(model) })
+
+/**
+ * A group, or a model of it.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const group = (of: string, model?: string): SharedPool.Subject => ({ scope: "group", of, ...modelOf(model) })
+
 const modelOf = (model: string | undefined) => model === undefined ? {} : { model }
 
-const cooldown = (
+/**
+ * That a subject rests for so long, as it was told.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const cooldown = (
   subject: SharedPool.Subject,
   forMillis: number,
   more: Partial<SharedPool.SharedCooldown> = {}
@@ -731,7 +751,13 @@ const cooldown = (
   }
 })
 
-const open = (forMillis: number, trips = 1): SharedPool.BreakerState => ({
+/**
+ * A breaker that is open for so long.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const open = (forMillis: number, trips = 1): SharedPool.BreakerState => ({
   _tag: "Open",
   forMillis,
   waitMillis: forMillis,
@@ -752,9 +778,21 @@ const isLater = (a: SharedPool.Version, b: SharedPool.Version) =>
 const isTold = ({ _tag }: SharedPool.News) =>
   _tag === "Cooldown" || _tag === "Lifted" || _tag === "Breaker" || _tag === "Reset"
 
-const nothing: SharedPool.Claim = { limits: [], concurrency: [], probes: [] }
+/**
+ * A claim that asks for nothing.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const nothing: SharedPool.Claim = { limits: [], concurrency: [], probes: [] }
 
-const limited = (
+/**
+ * A claim of one request of a limit.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const limited = (
   subject: SharedPool.Subject,
   limit: number,
   windowMillis: number,
@@ -764,16 +802,48 @@ const limited = (
   limits: [{ subject, unit: "requests", limit, windowMillis, amount: 1, ...more }]
 })
 
-const places = (subject: SharedPool.Subject, most: number): SharedPool.Claim => ({
+/**
+ * A claim of one place of so many at once.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const places = (subject: SharedPool.Subject, most: number): SharedPool.Claim => ({
   ...nothing,
   concurrency: [{ subject, most }]
 })
 
-const probe = (subject: SharedPool.Subject, forMillis = 60_000): SharedPool.Claim => ({
+/**
+ * A claim of a probe.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const probe = (subject: SharedPool.Subject, forMillis = 60_000): SharedPool.Claim => ({
   ...nothing,
   probes: [{ subject, forMillis }]
 })
 
-const answered = { _tag: "Answered" } as const
-const ended = { _tag: "Ended", tokens: undefined } as const
-const unsent = { _tag: "Unsent" } as const
+/**
+ * The answer has begun.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const answered = { _tag: "Answered" } as const
+
+/**
+ * It is over, and nobody knows how many tokens it used.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const ended = { _tag: "Ended", tokens: undefined } as const
+
+/**
+ * It was never sent.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const unsent = { _tag: "Unsent" } as const

@@ -8,6 +8,20 @@ import * as RedisPoolStore from "../../src/redis/RedisPoolStore.js"
 import type * as SharedPool from "../../src/SharedPool.js"
 import { until } from "./RedisServer.js"
 
+export {
+  answered,
+  cooldown,
+  ended,
+  group,
+  key,
+  limited,
+  nothing,
+  open,
+  places,
+  probe,
+  unsent
+} from "../../src/SharedChecks.js"
+
 export interface Member extends SharedPool.SharedPool {
   readonly heard: Effect.Effect<ReadonlyArray<SharedPool.News>>
   /** Waits for the first of a kind that was not heard of before the last `forget`. */
@@ -48,61 +62,6 @@ export const begin = (
     return { ...shared, heard: Ref.get(log), hears, forget: Ref.set(log, []), leave: Scope.close(scope, Exit.void) }
   })
 
-export const key = (of: string, model?: string): SharedPool.Subject => ({
-  scope: "key",
-  of,
-  ...(model === undefined ? {} : { model })
-})
-export const group = (of: string): SharedPool.Subject => ({ scope: "group", of })
-
-export const cooldown = (
-  subject: SharedPool.Subject,
-  forMillis: number,
-  more: Partial<SharedPool.SharedCooldown> = {}
-): SharedPool.Notice => ({
-  _tag: "Cooldown",
-  cooldown: {
-    subject,
-    kind: "RateLimited",
-    forMillis,
-    waitMillis: forMillis,
-    firmMillis: forMillis,
-    provenance: "told",
-    refused: false,
-    step: 0,
-    ...more
-  }
-})
-
-export const open = (forMillis: number, trips = 1): SharedPool.BreakerState => ({
-  _tag: "Open",
-  forMillis,
-  waitMillis: forMillis,
-  trips
-})
-
-export const nothing: SharedPool.Claim = { limits: [], concurrency: [], probes: [] }
-
-export const limited = (
-  subject: SharedPool.Subject,
-  limit: number,
-  windowMillis: number,
-  more: Partial<SharedPool.SharedLimit> = {}
-): SharedPool.Claim => ({
-  ...nothing,
-  limits: [{ subject, unit: "requests", limit, windowMillis, amount: 1, ...more }]
-})
-
-export const places = (subject: SharedPool.Subject, most: number): SharedPool.Claim => ({
-  ...nothing,
-  concurrency: [{ subject, most }]
-})
-
-export const probe = (subject: SharedPool.Subject, forMillis = 30_000): SharedPool.Claim => ({
-  ...nothing,
-  probes: [{ subject, forMillis }]
-})
-
 /** A claim that must be granted. */
 export const granted = (member: SharedPool.SharedPool, claim: SharedPool.Claim): Effect.Effect<SharedPool.Ticket> =>
   Effect.flatMap(
@@ -116,7 +75,3 @@ export const refused = (member: SharedPool.SharedPool, claim: SharedPool.Claim) 
     member.claim(claim),
     (answer) => answer._tag === "Refused" ? Effect.succeed(answer) : Effect.dieMessage(JSON.stringify(answer))
   )
-
-export const ended = { _tag: "Ended", tokens: undefined } as const
-export const answered = { _tag: "Answered" } as const
-export const unsent = { _tag: "Unsent" } as const
