@@ -18,6 +18,7 @@ describe("A3: what runs at once", () => {
     const first = refused(undefined, named, 10, 21, 22, 0)
     expect(most(first, 0)).toBe(10)
     expect(most(refused(first, named, 8, 22, 22, 0), 0)).toBe(8)
+    expect(most(refused(first, named, 12, 22, 22, 0), 0)).toBe(10)
     expect(most(refused(undefined, named, 0, 1, 1, 0), 0)).toBe(1)
   })
 
@@ -28,6 +29,7 @@ describe("A3: what runs at once", () => {
     const more = steadily(first, 100, 8)
     expect(most(more, 0)).toBe(9)
     expect(most(refused(more, named, 8, 3_000, 3_000, 0), 0)).toBe(8)
+    expect(most(steadily(refused(steadily(first, 99, 8), named, 8, 3_000, 3_000, 0), 99, 8), 0)).toBe(8)
   })
 
   it("while nothing is refused, twice as many more are tried each time: a part that others took comes back", () => {
@@ -78,6 +80,8 @@ describe("A3: what runs at once", () => {
     const first = refused(undefined, silent, 8, 9, 9, 0)
     expect(most(first, 0)).toBe(9)
     expect(most(refused(first, silent, 8, 20, 20, 0), 0)).toBe(8)
+    // About the same: the lower of the two is safe.
+    expect(most(refused(first, silent, 9, 20, 20, 0), 0)).toBe(8)
     expect(most(refused(first, silent, 20, 30, 30, 0), 0)).toBe(21)
   })
 
@@ -100,5 +104,8 @@ describe("A3: what runs at once", () => {
     expect(most(first, 600_000)).toBe(Infinity)
     expect(first && LearnedConcurrency.forgottenAt(first)).toBe(600_000)
     expect(succeeded(first, 10, 1, 10, 600_000)).toBeUndefined()
+    expect(most(refused(first, silent, 8, 10, 10, 600_000), 600_000)).toBe(9)
+    const used = succeeded(first, 10, 8, 10, 1)
+    expect(used && LearnedConcurrency.forgottenAt(used)).toBe(600_001)
   })
 })
