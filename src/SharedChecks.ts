@@ -137,6 +137,7 @@ export const all: ReadonlyArray<Body> = [
       yield* a.tell([cooldown(key("k"), longMillis, { refused: true })])
       yield* b.tell([cooldown(key("k"), longMillis / 2)])
       yield* b.tell([cooldown(key("k"), longMillis * 2, { provenance: "guessed", firmMillis: undefined })])
+      yield* b.tell([cooldown(key("k"), longMillis / 2)])
       const c = yield* join
       const [found, ...others] = (yield* c.hears("Joined")).cooldowns
       yield* is("one cooldown", [found?.subject, others.length], [key("k"), 0])
@@ -307,8 +308,8 @@ export const all: ReadonlyArray<Body> = [
         yield* a.settle(first, answered)
         yield* refuse(b, tokens(300))
         yield* a.settle(first, { _tag: "Ended", tokens: 500 })
-        yield* b.hears("Freed", ({ subject }) => subject.of === "g")
-        const second = yield* grant(b, tokens(300))
+        yield* b.freed("g")
+        const second = yield* eventually(b, tokens(300))
         yield* refuse(a, tokens(201))
         yield* b.settle(second, { _tag: "Ended", tokens: undefined })
         // 800 of 1,000 are used.
@@ -353,7 +354,7 @@ export const all: ReadonlyArray<Body> = [
                 yield* member.settle(answer.ticket, i % 2 === 0 ? ended : unsent)
               } else if (answer._tag === "Refused" && answer.forMillis === Infinity && answer.mayFree) {
                 // Nobody polls.
-                yield* member.hears("Freed", ({ subject }) => subject.of === "k")
+                yield* member.freed("k")
               } else {
                 wrong.push(answer)
                 return
@@ -386,10 +387,11 @@ export const all: ReadonlyArray<Body> = [
       Effect.gen(function*() {
         const all = yield* Effect.all([join, join, join])
         for (let round = 0; round < 4; round++) {
+          const subject = key(`k${round}`)
           yield* Effect.forEach(all, ({ forget }) => forget)
           const answers = yield* Effect.forEach(
             all.flatMap((member) => [member, member, member]),
-            (member) => Effect.map(member.claim(probe(key("k"))), (answer) => ({ member, answer })),
+            (member) => Effect.map(member.claim(probe(subject)), (answer) => ({ member, answer })),
             { concurrency: "unbounded" }
           )
           const [won, ...more] = answers.flatMap(({ answer, member }) =>
@@ -398,12 +400,14 @@ export const all: ReadonlyArray<Body> = [
           yield* is("one winner", [won !== undefined, more.length], [true, 0])
           for (const { answer } of answers) {
             if (answer._tag === "Granted") continue
-            const { gate, subject } = answer._tag === "Refused" ? answer : {}
-            yield* is("the gate", [answer._tag, gate, subject], ["Refused", "probing", key("k")])
+            const { gate, subject: of } = answer._tag === "Refused" ? answer : {}
+            yield* is("the gate", [answer._tag, gate, of], ["Refused", "probing", subject])
           }
           yield* won === undefined ? Effect.void : won.member.settle(won.ticket, round % 2 === 0 ? ended : unsent)
           const other = all.find((member) => member !== won?.member)
-          yield* other?.hears("Freed", ({ subject }) => subject.of === "k") ?? Effect.void
+          if (other === undefined) return
+          yield* other.freed(subject.of)
+          yield* eventually(other, probe(subject))
         }
         const [a, b] = all
         if (a === undefined || b === undefined) return
@@ -581,6 +585,8 @@ interface Member extends SharedPool.SharedPool {
     tag: Tag,
     is?: (news: Extract<SharedPool.News, { readonly _tag: Tag }>) => boolean
   ) => Effect.Effect<Extract<SharedPool.News, { readonly _tag: Tag }>, unknown>
+  /** Hears that something was given back; who may have missed that joins again instead, and has to ask. */
+  readonly freed: (of: string) => Effect.Effect<void, unknown>
   readonly forget: Effect.Effect<void>
   readonly leave: Effect.Effect<void>
 }
@@ -672,15 +678,12 @@ const memberOf = (
     const log = yield* SubscriptionRef.make<ReadonlyArray<SharedPool.News>>([])
     const reading = Stream.runForEach(port.news, (news) => SubscriptionRef.update(log, (all) => [...all, news]))
     yield* Effect.forkIn(Effect.interruptible(reading), scope)
-    const hears: Member["hears"] = (tag, matches = () => true) => {
-      type Wanted = Extract<SharedPool.News, { readonly _tag: typeof tag }>
-      // The tag has been looked at: it is one of those.
-      const isWanted = (news: SharedPool.News): news is Wanted => news._tag === tag && matches(news as Wanted)
-      return log.changes.pipe(
+    const first = <A extends SharedPool.News>(tag: string, isWanted: (news: SharedPool.News) => news is A) =>
+      log.changes.pipe(
         Stream.filterMap((all) => Option.fromNullable(all.find(isWanted))),
         Stream.runHead,
         Effect.timeout(patience),
-        Effect.orElseSucceed(() => Option.none<Wanted>()),
+        Effect.orElseSucceed(() => Option.none<A>()),
         Effect.flatMap((found) =>
           Option.isSome(found)
             ? Effect.succeed(found.value)
@@ -690,11 +693,19 @@ const memberOf = (
             )
         )
       )
+    const hears: Member["hears"] = (tag, matches = () => true) => {
+      type Wanted = Extract<SharedPool.News, { readonly _tag: typeof tag }>
+      // The tag has been looked at: it is one of those.
+      return first(tag, (news): news is Wanted => news._tag === tag && matches(news as Wanted))
     }
+    const freed: Member["freed"] = (of) =>
+      first("Freed", (news): news is Extract<SharedPool.News, { readonly _tag: "Freed" | "Joined" }> =>
+        news._tag === "Joined" || (news._tag === "Freed" && news.subject.of === of))
     return {
       ...port,
       heard: SubscriptionRef.get(log),
       hears,
+      freed,
       forget: SubscriptionRef.set(log, []),
       leave: Scope.close(scope, Exit.void)
     }

@@ -518,7 +518,7 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
   test("what a crashed process held is free again, and what it may have sent counts", (redis) =>
     Effect.gen(function*() {
       const way = yield* RedisServer.proxy(redis.port)
-      const quick = { ...patient, commandTimeout: 1_000, heartbeat: 50, memberTimeout: 2_000 }
+      const quick = { ...patient, commandTimeout: 1_000, heartbeat: 500, memberTimeout: 2_000 }
       const crashing = yield* RedisMember.make({ ...quick, url: way.url })
       const b = yield* RedisMember.make({ ...quick, url: redis.url })
       const claim = {
@@ -549,7 +549,7 @@ describe.skipIf(!RedisServer.isHere)("P4: claims", () => {
   test("C6, P4: who was only taken for gone has what it holds again when it is back, and no longer than it holds it", (redis) =>
     Effect.gen(function*() {
       const way = yield* RedisServer.proxy(redis.port)
-      const quick = { ...patient, commandTimeout: 1_000, heartbeat: 50, memberTimeout: 2_000 }
+      const quick = { ...patient, commandTimeout: 1_000, heartbeat: 500, memberTimeout: 2_000 }
       const a = yield* RedisMember.make({ ...quick, url: way.url })
       const b = yield* RedisMember.make({ ...quick, url: redis.url })
       const ticket = yield* granted(a, places(key("c"), 2))

@@ -13,7 +13,7 @@ describe.skipIf(!RedisServer.isHere)("what is shared on Redis", () => {
         const redis = yield* RedisServer.make()
         const way = yield* RedisServer.proxy(redis.port)
         yield* check.run({
-          open: RedisPoolStore.make({ ...RedisMember.patient, url: way.url, heartbeat: 100, memberTimeout: 60_000 }),
+          open: RedisPoolStore.make({ ...RedisMember.patient, url: way.url, heartbeat: 1_000, memberTimeout: 60_000 }),
           outage: {
             begin: Effect.zipRight(way.refuse(() => true), way.cut()),
             end: way.refuse(undefined)
