@@ -43,29 +43,29 @@ describe("rotation", () => {
     () =>
       Effect.gen(function*() {
         const { fake, openai } = yield* both("ab")
-        yield* fake.script(a, [limited(2)])
+        yield* fake.script(a, [limited(60)])
         assert.strictEqual((yield* openai.use((client) => chat(client))).choices[0]?.message.content, said)
         for (let i = 0; i < 3; i++) yield* openai.use((client) => chat(client))
         assert.strictEqual(yield* asked(fake), "abbbb")
         const [first, second] = yield* fake.requests
-        assert.isBelow((second?.at ?? 0) - (first?.at ?? 0), 1_000)
+        assert.isBelow((second?.at ?? 0) - (first?.at ?? 0), 60_000)
         const { at, keys } = yield* openai.pool.snapshot
         assert.deepInclude(keys[0]?.closedModels[0], { model, fault: "RateLimited" })
-        assert.isAtMost((keys[0]?.closedModels[0]?.until ?? Infinity) - at, 2_021)
+        assert.isAtMost((keys[0]?.closedModels[0]?.until ?? Infinity) - at, 60_021)
       })
   )
 
   live("C2: a wait that does not fit into the budget fails at once", () =>
     Effect.gen(function*() {
       const { fake, openai } = yield* both("a", {}, { budget: 1_000 })
-      yield* fake.script(a, [limited(5)])
+      yield* fake.script(a, [limited(60)])
       const error = yield* failure(() => chat(openai.client))
       assert.instanceOf(error, OpenAI.RateLimitError)
       const failed = yield* Effect.flip(openai.use((client) => chat(client)))
       assert.strictEqual(failed._tag, "AllKeysExhausted")
       if (failed._tag !== "AllKeysExhausted") return
       // Nobody has waited: nearly all of the wait is still to come.
-      assert.isAbove((failed.nextAvailableAt ?? 0) - failed.at, 4_000)
+      assert.isAbove((failed.nextAvailableAt ?? 0) - failed.at, 30_000)
       assert.strictEqual((yield* fake.requests).length, 1)
     }))
 
@@ -307,15 +307,15 @@ describe("C10: what the pool itself has to say", () => {
 
   live("C10: 429 with Retry-After when any is limited", () =>
     Effect.gen(function*() {
-      const { fake, openai } = yield* both("ab", { keys: { [a]: { refuse: "revoked" } } }, { budget: 100 })
-      yield* fake.script(b, [limited(7)])
+      const { fake, openai } = yield* both("ab", { keys: { [a]: { refuse: "revoked" } } }, { budget: 10_000 })
+      yield* fake.script(b, [limited(60)])
       const error = yield* failure(() => chat(openai.client))
       assert.instanceOf(error, OpenAI.RateLimitError)
       assert.strictEqual(field(error, "code"), "keymesh_all_keys_limited")
-      assert.strictEqual(headerOf(error, "retry-after"), "8")
       const millis = Number(headerOf(error, "retry-after-ms"))
-      assert.isAtMost(millis, 7_021)
-      assert.isAbove(millis, 6_000)
+      assert.strictEqual(headerOf(error, "retry-after"), String(Math.ceil(millis / 1_000)))
+      assert.isAtMost(millis, 60_021)
+      assert.isAbove(millis, 30_000)
     }))
 
   live("C10: 503 otherwise", () =>

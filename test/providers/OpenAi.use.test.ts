@@ -125,8 +125,8 @@ describe("use: errors", () => {
   live("C3: a back-off that does not fit into the budget is BudgetExceeded", () =>
     Effect.gen(function*() {
       const { openai } = yield* both("a", { keys: { [a]: { outage: { status: 500 } } } }, {
-        retry: Schedule.spaced(10_000),
-        budget: 1_000
+        retry: Schedule.spaced(60_000),
+        budget: 10_000
       })
       const error = tagged(yield* flipped(ask(openai)), "BudgetExceeded")
       assert.deepStrictEqual(outcomes(error.trail), ["a ServerError"])
@@ -135,7 +135,7 @@ describe("use: errors", () => {
   live("C3: a deadline set around it ends the request, upstream too", () =>
     Effect.gen(function*() {
       const { fake, openai } = yield* both("a", { keys: { [a]: { hang: true } } })
-      const error = tagged(yield* flipped(CallOptions.withDeadline(ask(openai), 50)), "DeadlineExceeded")
+      const error = tagged(yield* flipped(CallOptions.withDeadline(ask(openai), 1_000)), "DeadlineExceeded")
       assert.deepStrictEqual(outcomes(error.trail), ["a ignored"])
       yield* fake.idle
       assert.isTrue((yield* fake.requests)[0]?.aborted)
@@ -360,7 +360,7 @@ describe("use: the caller's context", () => {
 
   live("it does not leak into other fibers that the scheduler runs meanwhile", () =>
     Effect.gen(function*() {
-      const { fake, openai } = yield* both("ab", { keys: { [a]: { hang: true }, [b]: { latencyMs: 200 } } })
+      const { fake, openai } = yield* both("ab", { keys: { [a]: { hang: true }, [b]: { latencyMs: 1_500 } } })
       const telemetry = yield* Telemetry.Telemetry
       const events = yield* telemetry.subscribe
       // A fiber that is woken from inside a request, and calls the client directly: the deadline is not for it.
@@ -372,7 +372,7 @@ describe("use: the caller's context", () => {
         Effect.fork
       )
       yield* Effect.sleep(20)
-      const error = yield* flipped(CallOptions.withDeadline(ask(openai), 100))
+      const error = yield* flipped(CallOptions.withDeadline(ask(openai), 1_000))
       tagged(error, "DeadlineExceeded")
       const answer = Option.getOrUndefined(yield* Fiber.join(outsider))
       assert.strictEqual(answer?.choices[0]?.message.content, said)
@@ -381,12 +381,12 @@ describe("use: the caller's context", () => {
 
   live("a request that stray code starts after its end does not run in its frame", () =>
     Effect.gen(function*() {
-      const { fake, openai } = yield* both("a", { keys: { [a]: { latencyMs: 50 } } })
+      const { fake, openai } = yield* both("a", { keys: { [a]: { latencyMs: 600 } } })
       const go = yield* Deferred.make<void>()
       const stray: Array<Promise<unknown>> = []
       yield* openai.use((client) => {
         stray.push(Effect.runPromise(Deferred.await(go)).then(() => chat(client)))
-      }).pipe(CallOptions.withDeadline(20))
+      }).pipe(CallOptions.withDeadline(300))
       yield* Deferred.succeed(go, undefined)
       const [answer] = yield* Effect.promise(() => Promise.all(stray))
       assert.property(answer, "choices")
