@@ -514,8 +514,9 @@ export const all: ReadonlyArray<Body> = [
         yield* eventually(b, places(key("d"), 1))
         yield* eventually(b, places(key("c"), 1))
         yield* eventually(b, probe(key("p")))
-        const { forMillis, gate } = yield* refuse(b, limited(key("k"), 1, longMillis))
+        const { forMillis, gate, mayFree } = yield* refuse(b, limited(key("k"), 1, longMillis))
         yield* is("the limit, for a window at most", [gate, forMillis <= longMillis], ["limit", true])
+        yield* is("nothing that may free", mayFree, false)
       })
   ),
   body(
