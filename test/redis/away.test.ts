@@ -229,6 +229,7 @@ describe.skipIf(!RedisServer.isHere)("P2, P4: Redis is away", () => {
     }))
 
   test("cut off in the middle of commands, again and again: nothing is held by nobody", (redis) =>
+    // By such a chance pauses have no length: that it is cut off so often must not make them grow.
     Effect.gen(function*() {
       const way = yield* RedisServer.proxy(redis.port)
       const a = yield* RedisMember.make({ ...patient, heartbeat: 100, memberTimeout: 60_000, url: way.url })
@@ -259,8 +260,30 @@ describe.skipIf(!RedisServer.isHere)("P2, P4: Redis is away", () => {
         yield* RedisServer.until(b.claim(claim), isGranted)
         yield* refused(b, claim)
       }
-      // Pauses have no length: how often it is cut off must not make them grow.
     }).pipe(Effect.withRandom(Random.fixed([0]))))
+
+  test("C6, P4: what became of a ticket counts once, also when Redis has heard it and the answer was lost", (redis) =>
+    Effect.gen(function*() {
+      const way = yield* RedisServer.proxy(redis.port)
+      const a = yield* RedisMember.make({ ...patient, url: way.url })
+      const b = yield* RedisMember.make({ ...patient, url: redis.url })
+      const ticket = yield* granted(a, {
+        ...limited(key("k"), 2, 600_000),
+        concurrency: places(key("c"), 1).concurrency
+      })
+      const other = yield* granted(a, places(key("d"), 1))
+      yield* a.forget
+      yield* way.cutAt(Scripts.settle.sha, "answered")
+      yield* a.settle(ticket, ended)
+      yield* RedisServer.until(b.claim(places(key("c"), 1)), isGranted)
+      yield* a.hears("Joined")
+      // What is told after it has come: so has what is told again.
+      yield* a.settle(other, ended)
+      yield* RedisServer.until(b.claim(places(key("d"), 1)), isGranted)
+      yield* refused(a, places(key("c"), 1))
+      yield* granted(a, limited(key("k"), 2, 600_000))
+      yield* refused(a, limited(key("k"), 2, 600_000))
+    }))
 
   test("while it is away, pools do not hurry it: pauses grow, and no two are alike", () =>
     Effect.sync(() => {
