@@ -43,8 +43,10 @@ export type StoredUse = typeof StoredUse.Type
 export const StoredAnnounced = Schema.Struct({
   name: Schema.String,
   limit: Schema.optionalWith(finite, optional),
-  /** What was left when it was saved: what was leased since it was said is taken off. Absent: nobody knows how much. */
+  /** What was left when it was said. Absent: nobody knows how much. */
   remaining: Schema.optionalWith(finite, optional),
+  /** What was taken since. */
+  since: Schema.optionalWith(finite, optional),
   most: Schema.optionalWith(finite, optional),
   at: finite,
   resetAt: finite,
@@ -145,17 +147,18 @@ export const fromLimits = (
       : [{ unit: limit.unit, windowMillis: limit.windowMillis, used: uses.map(wordOf(now)).join(" ") }]
   })
   const announced = limits.announced.flatMap((limit): ReadonlyArray<StoredAnnounced> => {
-    const { at, fill, limit: stated, longest, most, name, resetAt, told, votes } = limit
-    const remaining = limit.remaining - AnnouncedLimit.taken(limit, limits.leased, now)
+    const { at, fill, fullAt, limit: stated, longest, most, name, remaining, resetAt, told, votes } = limit
+    const since = AnnouncedLimit.taken(limit, limits.leased, now)
     return isForgotten(limit, now) ? [] : [{
       name,
       at: at + wallOffset,
       resetAt: resetAt + wallOffset,
-      fullAt: AnnouncedLimit.fullAt(limit, limits.leased, now) + wallOffset,
+      fullAt: fullAt + wallOffset,
       told,
       longest,
       votes,
       ...(Number.isFinite(remaining) ? { remaining } : {}),
+      ...(since === 0 ? {} : { since }),
       ...(stated === undefined ? {} : { limit: stated }),
       ...(most === undefined ? {} : { most }),
       ...(fill === undefined ? {} : { fill })
@@ -249,7 +252,8 @@ const memoryMillis = 600_000
 
 /** Whatever is leased in this process was leased after it was said. */
 const announcedOf = (
-  { at, fill, fullAt, limit, longest, most, name, remaining = Infinity, resetAt, told, votes }: StoredAnnounced,
+  { at, fill, fullAt, limit, longest, most, name, remaining = Infinity, resetAt, since = 0, told, votes }:
+    StoredAnnounced,
   backAt: (instant: number) => number
 ): ReadonlyArray<AnnouncedLimit.AnnouncedLimit> => {
   const unit = AnnouncedLimit.unitOf(name)
@@ -262,7 +266,7 @@ const announcedOf = (
       remaining,
       most,
       at: backAt(at),
-      total: 0,
+      total: -since,
       unused: 0,
       gives: 0,
       resetAt: backAt(resetAt),
