@@ -165,6 +165,9 @@ export const make = (
         const now = yield* MonotonicTime.now
         if (phase !== "joined" || missed) return
         if (behind !== undefined && now >= behind.at + pushMillis) {
+          // What has arrived while this process was busy is in time: two turns of the event loop let it be read.
+          yield* Effect.repeatN(Effect.sleep(0), 1)
+          if (MutableRef.get(standing).behind?.at !== behind.at) continue
           // It only seems to listen.
           if (MutableRef.get(standing).hears) yield* link.reset("listening")
           return
