@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { AsyncLocalStorage } from "node:async_hooks"
 import { setTimeout } from "node:timers/promises"
 import * as AsyncContext from "../src/AsyncContext.js"
 
@@ -45,7 +46,11 @@ describe("where the platform has asynchronous contexts", () => {
     const [one, two] = [AsyncContext.make<string>(), AsyncContext.make<string>()]
     one.run("one", () => {
       assert.strictEqual(two.get(), undefined)
-      two.run("two", () => assert.deepStrictEqual([one.get(), two.get()], ["one", "two"]))
+      two.run("two", () => {
+        assert.deepStrictEqual([one.get(), two.get()], ["one", "two"])
+        two.outside(() => assert.deepStrictEqual([one.get(), two.get()], ["one", undefined]))
+        one.outside(() => assert.deepStrictEqual([one.get(), two.get()], [undefined, "two"]))
+      })
     })
   })
 
@@ -60,19 +65,40 @@ describe("where the platform has asynchronous contexts", () => {
   })
 })
 
+/** Contexts made where the platform's modules are what they are said to be. */
+const madeWhere = (builtin: unknown, many: number) =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => {
+      const original = process.getBuiltinModule
+      Reflect.set(process, "getBuiltinModule", builtin)
+      return original
+    }),
+    () => Effect.sync(() => Array.from({ length: many }, () => AsyncContext.make<string>())),
+    (original) => Effect.sync(() => Reflect.set(process, "getBuiltinModule", original))
+  )
+
+it.effect("however many contexts there are, the platform has one storage more: each makes all promises dearer", () =>
+  Effect.gen(function*() {
+    let storages = 0
+    class Counted<A> extends AsyncLocalStorage<A> {
+      constructor() {
+        super()
+        storages++
+      }
+    }
+    const contexts = yield* madeWhere(() => ({ AsyncLocalStorage: Counted }), 100)
+    for (const [i, context] of contexts.entries()) {
+      assert.strictEqual(context.run(`${i}`, () => context.get()), `${i}`)
+    }
+    assert.strictEqual(storages, 1)
+  }))
+
 describe("where it has none", () => {
   for (const builtin of [undefined, () => undefined, () => ({})]) {
-    it.scoped(`it runs what it is given, and knows nothing (${builtin})`, () =>
+    it.effect(`it runs what it is given, and knows nothing (${builtin})`, () =>
       Effect.gen(function*() {
-        const context = yield* Effect.acquireUseRelease(
-          Effect.sync(() => {
-            const original = process.getBuiltinModule
-            Reflect.set(process, "getBuiltinModule", builtin)
-            return original
-          }),
-          () => Effect.sync(() => AsyncContext.make<string>()),
-          (original) => Effect.sync(() => Reflect.set(process, "getBuiltinModule", original))
-        )
+        const [context] = yield* madeWhere(builtin, 1)
+        assert.isDefined(context)
         assert.strictEqual(context.run("one", () => context.get() ?? "nothing"), "nothing")
         assert.strictEqual(context.outside(() => 7), 7)
       }))
