@@ -12,6 +12,7 @@ import * as Fault from "../src/Fault.js"
 import type { PoolError } from "../src/KeymeshError.js"
 import * as KeyPool from "../src/KeyPool.js"
 import * as Outcome from "../src/Outcome.js"
+import * as PoolStore from "../src/PoolStore.js"
 import * as Strategy from "../src/Strategy.js"
 import * as Telemetry from "../src/Telemetry.js"
 import { Simulation } from "./support/pool-simulation.js"
@@ -130,6 +131,9 @@ interface Run {
   readonly exits: ReadonlyArray<Exit.Exit<unknown, unknown>>
 }
 
+/** Buffers as large as a program needs, not a server: they are made thousands of times here. */
+const services = Layer.merge(Layer.orDie(Telemetry.layerWith({ capacity: 64, changes: 64 })), PoolStore.layerMemory)
+
 const play = (
   { callers, floor, group, hedge, keys, listened, ops, strategy }: Program,
   disturb: (
@@ -143,7 +147,7 @@ const play = (
   const scope = simulation.get(Scope.make())
   const { pool, telemetry } = simulation.get(
     Effect.gen(function*() {
-      const context = yield* Layer.buildWithScope(KeyPool.layerDefaults, scope)
+      const context = yield* Layer.buildWithScope(services, scope)
       const telemetry = yield* Effect.provide(Telemetry.Telemetry, context)
       const pool = yield* KeyPool.make({
         keys: keys.map(({ concurrency, models }, n) => ({
