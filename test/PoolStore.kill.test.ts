@@ -3,48 +3,33 @@
  * files that are being written.
  */
 import { NodeContext } from "@effect/platform-node"
-import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
+import { afterAll, assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { type ChildProcess, spawn } from "node:child_process"
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { mkdtempSync, readdirSync, rmSync } from "node:fs"
 import { createServer } from "node:http"
 import { tmpdir } from "node:os"
-import { dirname, join } from "node:path"
-import { fileURLToPath } from "node:url"
-import ts from "typescript"
+import { join } from "node:path"
 import type { StoredPool } from "../src/PoolRecord.js"
 import * as PoolStore from "../src/PoolStore.js"
+import * as Bundle from "./support/bundle.js"
 
 const kills = Number(process.env["KEYMESH_KILLS"] ?? 24)
 const perKill = 2_000
-const root = fileURLToPath(new URL("..", import.meta.url))
 
-/** The sources as plain JavaScript, so that a process starts soon: below what they import. */
-let built = ""
+/** One file, so that a process starts soon. */
+const program = Bundle.make("killed")
 const children = new Set<ChildProcess>()
-beforeAll(() => {
-  built = mkdtempSync(join(root, "node_modules", ".killed-"))
-  const sources = ts.sys.readDirectory(join(root, "src"), [".ts"])
-  for (const file of [...sources, join(root, "test/support/killed.ts")]) {
-    const to = join(built, file.slice(root.length).replace(/\.ts$/, ".js"))
-    mkdirSync(dirname(to), { recursive: true })
-    const { outputText } = ts.transpileModule(readFileSync(file, "utf8"), {
-      compilerOptions: { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext, verbatimModuleSyntax: true }
-    })
-    writeFileSync(to, outputText)
-  }
-  writeFileSync(join(built, "package.json"), "{\"type\":\"module\"}")
-})
 afterAll(() => {
   for (const child of children) child.kill("SIGKILL")
-  rmSync(built, { recursive: true, force: true })
+  program.remove()
 })
 
 /** Starts a process, kills it `after` its output holds what `begins` looks for, and gives all lines that it said. */
 const killed = (args: ReadonlyArray<string>, begins: (said: string) => boolean, after: number) =>
   new Promise<ReadonlyArray<string>>((resolve, reject) => {
-    const child = spawn(process.execPath, [join(built, "test/support/killed.js"), ...args], {
+    const child = spawn(process.execPath, [program.file, ...args], {
       stdio: ["ignore", "pipe", "pipe"]
     })
     children.add(child)

@@ -1,35 +1,18 @@
 /** Real processes with real pools on one Redis, and one provider on loopback that counts. */
-import { assert, describe, it } from "@effect/vitest"
+import { afterAll, assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
-import { buildSync } from "esbuild"
 import { type ChildProcess, spawn } from "node:child_process"
 import { createServer } from "node:http"
 import { performance } from "node:perf_hooks"
-import { fileURLToPath } from "node:url"
+import * as Bundle from "../support/bundle.js"
 import * as RedisServer from "../support/RedisServer.js"
 import type { Orders, Report } from "../support/sharingProcess.js"
 
-const root = fileURLToPath(new URL("../..", import.meta.url))
 const count = 8
 /** How long members are killed and stopped at random, in seconds. */
 const chaosSeconds = Number(process.env["KEYMESH_CHAOS_SECONDS"] ?? 8)
-
-/** The process as one file, so that many of them start quickly. */
-const bundle = (): string => {
-  const outfile = `${root}node_modules/.cache/keymesh/sharingProcess.${process.pid}.mjs`
-  buildSync({
-    entryPoints: [`${root}test/support/sharingProcess.ts`],
-    outfile,
-    bundle: true,
-    platform: "node",
-    format: "esm",
-    packages: "external",
-    logLevel: "error"
-  })
-  return outfile
-}
 
 interface Seen {
   readonly label: string
@@ -126,7 +109,9 @@ const orders = (redis: RedisServer.RedisServer, url: string, more: Partial<Order
 const keyOf = (label: string, more: object = {}) => ({ secret: `sk-fake-${label}`, label, ...more })
 
 describe.skipIf(!RedisServer.isHere)(`P4: ${count} processes, one pool`, () => {
-  const file = RedisServer.isHere ? bundle() : ""
+  const program = RedisServer.isHere ? Bundle.make("sharingProcess") : undefined
+  const file = program?.file ?? ""
+  afterAll(() => program?.remove())
 
   it.scopedLive("never more than the declared limit, and all of it", () =>
     Effect.gen(function*() {
