@@ -1,8 +1,14 @@
-/** Every example runs as its reader runs it: a process of its own, with nothing configured. */
-import { assert, describe, it } from "@effect/vitest"
+/**
+ * Every example runs in a process of its own, with nothing configured. Those that have a script in package.json run as their
+ * reader runs them, TypeScript through a loader; the others were made JavaScript before, all at once, which leaves the
+ * packages that they import as they are.
+ */
+import { afterAll, assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { buildSync } from "esbuild"
 import { execFile } from "node:child_process"
-import { readdirSync, readFileSync } from "node:fs"
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
+import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import * as FakeOpenAi from "../examples/support/FakeOpenAi.js"
 import * as RedisServer from "./support/RedisServer.js"
@@ -95,6 +101,26 @@ const examples: Readonly<Record<string, ReadonlyArray<string | RegExp>>> = {
   "telemetry": ["\"_tag\":\"request.fail\"", "\"_tag\":\"key.rotated\"", /level=WARN .*message=request\.fail/]
 }
 
+/** These two have a script. */
+const asRead: ReadonlySet<string> = new Set(["quickstart", "cluster"])
+
+/** Where the others are: below the packages that they import. */
+const built = mkdtempSync(join(root, "node_modules", ".examples-"))
+buildSync({
+  entryPoints: Object.keys(examples).filter((name) => !asRead.has(name)).map((name) =>
+    join(root, "examples", `${name}.ts`)
+  ),
+  absWorkingDir: root,
+  outdir: built,
+  outExtension: { ".js": ".mjs" },
+  bundle: true,
+  platform: "node",
+  format: "esm",
+  packages: "external",
+  logLevel: "error"
+})
+afterAll(() => rmSync(built, { recursive: true, force: true }))
+
 describe.concurrent("examples", () => {
   it("are all here", () => {
     const files = readdirSync(new URL("../examples", import.meta.url)).filter((name) => name.endsWith(".ts"))
@@ -176,7 +202,7 @@ const run = (
   new Promise((resolve) => {
     const child = execFile(
       process.execPath,
-      ["node_modules/tsx/dist/cli.mjs", `examples/${name}.ts`],
+      asRead.has(name) ? ["node_modules/tsx/dist/cli.mjs", `examples/${name}.ts`] : [join(built, `${name}.mjs`)],
       // Nothing of the surroundings: no keys of whoever runs the tests, and no wish for colours.
       { cwd: root, env, timeout: 50_000 },
       (_, stdout, stderr) => resolve({ code: child.exitCode ?? -1, stdout, stderr })
