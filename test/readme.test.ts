@@ -1,5 +1,5 @@
 /** The README is true: its code compiles, its tables are complete, and what it points to exists. */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, beforeAll, describe, it } from "@effect/vitest"
 import { existsSync, readFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import ts from "typescript"
@@ -13,6 +13,12 @@ const read = (path: string): string => readFileSync(`${root}/${path}`, "utf8")
 const readme = read("README.md")
 const blocks = [...readme.matchAll(/^```ts\n([^]*?)^```$/gm)].map(([, code]) => code ?? "")
 
+const examples = ts.sys.readDirectory(`${root}/src`, [".ts"]).flatMap((file) =>
+  [...readFileSync(file, "utf8").matchAll(/ \* @example\n \* ```ts\n([^]*?) \* ```\n/g)].map(([, code]) =>
+    (code ?? "").replaceAll(/^ \* ?/gm, "")
+  )
+)
+
 /** What stands in a column of the table below a heading; the first is 0. */
 const column = (heading: string, index: number): ReadonlyArray<string> => {
   const [, section = ""] = readme.split(`\n## ${heading}\n`)
@@ -23,27 +29,33 @@ const codes = (texts: ReadonlyArray<string>): ReadonlyArray<string> =>
   texts.flatMap((text) => [...text.matchAll(/`([^`]+)`/g)].map(([, code]) => code ?? ""))
 
 describe("README", () => {
-  it("its code compiles", () => {
-    assert.isAtLeast(blocks.length, 10)
-    // The first one is wrong, so that a check that looks at nothing fails.
-    const wrong = "import * as KeyPool from \"effect-keymesh/KeyPool\"\nKeyPool.make({ keys: [], kees: [] })"
-    const [problem, ...others] = problems([wrong, ...blocks])
-    assert.include(problem, "kees")
-    assert.deepStrictEqual(others, [])
+  /** Of all code at once: to read what it imports takes longer than to check it. */
+  let said: ReadonlyArray<Problem> = []
+  beforeAll(() => {
+    said = problems(
+      new Map([
+        // The first one is wrong, so that a check that looks at nothing fails.
+        ...named("README", [
+          "import * as KeyPool from \"effect-keymesh/KeyPool\"\nKeyPool.make({ keys: [], kees: [] })",
+          ...blocks
+        ]),
+        ...named("example", examples)
+      ])
+    )
   }, 120_000)
 
+  it("its code compiles", () => {
+    assert.isAtLeast(blocks.length, 10)
+    const [problem, ...others] = said.filter(({ name }) => name.startsWith("README"))
+    assert.include(problem?.text, "kees")
+    assert.deepStrictEqual(others, [])
+  })
+
   it("the examples in the sources compile", () => {
-    const files = ts.sys.readDirectory(`${root}/src`, [".ts"])
-    const examples = files.flatMap((file) => {
-      const source = readFileSync(file, "utf8")
-      return [...source.matchAll(/ \* @example\n \* ```ts\n([^]*?) \* ```\n/g)].map(([, code]) =>
-        (code ?? "").replaceAll(/^ \* ?/gm, "")
-      )
-    })
     assert.isAtLeast(examples.length, 20)
     // Unused names are what examples are made of.
-    assert.deepStrictEqual(problems(examples, { noUnusedLocals: false }), [])
-  }, 120_000)
+    assert.deepStrictEqual(said.filter(({ name, unused }) => name.startsWith("example") && !unused), [])
+  })
 
   it("names every event", () => {
     const tags = Telemetry.Event.members.map((member) => member.fields._tag.ast).map((ast) =>
@@ -95,12 +107,18 @@ describe("README", () => {
   })
 })
 
-/** What the compiler says of blocks of code, each a module in the root of the repository; they exist in memory only. */
-const problems = (blocks: ReadonlyArray<string>, more: ts.CompilerOptions = {}): ReadonlyArray<string> => {
+interface Problem {
+  readonly name: string
+  readonly line: number
+  readonly text: string
+  readonly unused: boolean
+}
+
+/** What the compiler says of modules in the root of the repository, by name; they exist in memory only. */
+const problems = (modules: ReadonlyMap<string, string>): ReadonlyArray<Problem> => {
   const { config } = ts.readConfigFile(`${root}/tsconfig.json`, ts.sys.readFile)
-  const parsed = ts.parseJsonConfigFileContent({ ...config, include: [], files: [] }, ts.sys, root)
-  const options = { ...parsed.options, ...more }
-  const files = new Map(blocks.map((code, index) => [`${root}/README.block-${index + 1}.ts`, code]))
+  const { options } = ts.parseJsonConfigFileContent({ ...config, include: [], files: [] }, ts.sys, root)
+  const files = new Map([...modules].map(([name, code]) => [`${root}/${name}.ts`, code]))
   const host = ts.createCompilerHost({ ...options, noEmit: true })
   const { fileExists, getSourceFile, readFile } = host
   host.fileExists = (name) => files.has(name) || fileExists(name)
@@ -112,12 +130,17 @@ const problems = (blocks: ReadonlyArray<string>, more: ts.CompilerOptions = {}):
       : ts.createSourceFile(name, code, languageVersion, true)
   }
   const program = ts.createProgram([...files.keys()], { ...options, noEmit: true, declaration: false }, host)
-  // Only the blocks: the sources have a check of their own.
-  return [...files.keys()].flatMap((name) => {
-    const file = program.getSourceFile(name)
-    return [...program.getSyntacticDiagnostics(file), ...program.getSemanticDiagnostics(file)].map((problem) => {
-      const line = file?.getLineAndCharacterOfPosition(problem.start ?? 0).line ?? 0
-      return `${name.slice(root.length)}:${line + 1} ${ts.flattenDiagnosticMessageText(problem.messageText, "\n")}`
-    })
+  // Only the modules: the sources have a check of their own.
+  return [...files.keys()].flatMap((path) => {
+    const file = program.getSourceFile(path)
+    return [...program.getSyntacticDiagnostics(file), ...program.getSemanticDiagnostics(file)].map((problem) => ({
+      name: path.slice(root.length + 1),
+      line: (file?.getLineAndCharacterOfPosition(problem.start ?? 0).line ?? 0) + 1,
+      text: ts.flattenDiagnosticMessageText(problem.messageText, "\n"),
+      unused: problem.reportsUnnecessary !== undefined
+    }))
   })
 }
+
+const named = (what: string, codes: ReadonlyArray<string>) =>
+  codes.map((code, index) => [`${what}.block-${index}`, code] as const)
