@@ -121,7 +121,7 @@ export const live = <A, E>(
   body: () => Effect.Effect<A, E, Scope.Scope | Telemetry.Telemetry | PoolStore.PoolStore>
 ) => it.scopedLive(title, () => Effect.provide(Effect.suspend(body), KeyPool.layerDefaults))
 
-/** Gathers the events from now on. */
+/** Gathers the events from now on; whoever asks gets all that were published before, without a wait. */
 export const watched: Effect.Effect<
   Effect.Effect<ReadonlyArray<Telemetry.Event>>,
   never,
@@ -132,5 +132,16 @@ export const watched: Effect.Effect<
   const events = yield* telemetry.subscribe
   yield* Effect.forkScoped(Stream.runForEach(events, (event) => Ref.update(seen, (all) => [...all, event])))
   yield* Effect.yieldNow()
-  return Effect.zipRight(Effect.sleep(20), Ref.get(seen))
+  const ofPools = Effect.map(Ref.get(seen), (all) => all.filter(({ pool }) => pool !== nobody))
+  const marks = Effect.map(Ref.get(seen), (all) => all.filter(({ pool }) => pool === nobody).length)
+  return Effect.gen(function*() {
+    const before = yield* marks
+    // Events come in order: when this one is here, so is everything before it.
+    yield* telemetry.publish([{ _tag: "store.degraded", pool: nobody, at: 0, problem: "none: somebody asks" }])
+    yield* Effect.repeat(Effect.zipRight(Effect.yieldNow(), marks), { until: (count) => count > before })
+    return yield* ofPools
+  })
 })
+
+/** No pool has this name. */
+const nobody = "nobody's"
