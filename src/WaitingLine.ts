@@ -506,8 +506,8 @@ const comesTooLate = (
 
 /**
  * Refuses those whose wait cannot end well; looks at them only where that may have become so since the last time. Where
- * tokens count, what is too late for the first of a lane may not be for the next, who needs less: then the first alone
- * goes, and it is to be seen `again` who can be served.
+ * tokens count, what is too late for the first of a lane may not be for one behind, who needs less: then only those go
+ * who need as much, and it is to be seen `again` who can be served.
  */
 const refuseHopeless = (
   config: PoolState.Config,
@@ -521,13 +521,14 @@ const refuseHopeless = (
   for (const [lane, view] of viewOf(state)) {
     const opens = openingOf(config, state, view, now)
     if (opens.earliest > view.from) {
-      const head = PoolState.isMetered(state, view.request.model) ? headOf(next, lane, now) : undefined
-      if (head !== undefined && isHopeless(opens, head.until)) {
-        return { state: refuse(next, [head], answers), again: true }
-      }
       const queue = HashMap.get(next.rest.lanes, lane)
       const waiters = queue._tag === "None" ? [] : [...RedBlackTree.values(queue.value)]
-      next = refuse(next, waiters.filter(({ until }) => isHopeless(opens, until)), answers)
+      const hopeless = waiters.filter(({ until }) => isHopeless(opens, until))
+      const head = PoolState.isMetered(state, view.request.model) ? headOf(next, lane, now) : undefined
+      if (head !== undefined && isHopeless(opens, head.until)) {
+        return { state: refuse(next, hopeless.filter(needsAsMuchAs(head)), answers), again: true }
+      }
+      next = refuse(next, hopeless, answers)
     }
     // An opening that is not ahead makes nobody's wait hopeless, whichever it was.
     if (view.from > now || opens.earliest > now) next = withLane(next, lane, opens.earliest)
@@ -535,16 +536,17 @@ const refuseHopeless = (
   const first = firstInUsual(next, now)
   const opens = PoolState.opening(config, next, anyOf(first), now)
   if (opens.earliest > next.rest.line.usualFrom) {
-    if (first !== undefined && next.rest.limits.metered && isHopeless(opens, first.until)) {
-      return { state: refuse(next, [first], answers), again: true }
-    }
+    const hopeless: Array<PoolState.Waiter> = []
     for (const [until, waiters] of next.rest.line.ends) {
       if (!isHopeless(opens, until)) break
-      const usual = [...HashMap.values(waiters)].filter(({ request }) =>
-        own === undefined || !HashMap.has(own, laneOf(request))
-      )
-      next = refuse(next, usual, answers)
+      for (const waiter of HashMap.values(waiters)) {
+        if (own === undefined || !HashMap.has(own, laneOf(waiter.request))) hopeless.push(waiter)
+      }
     }
+    if (first !== undefined && next.rest.limits.metered && isHopeless(opens, first.until)) {
+      return { state: refuse(next, hopeless.filter(needsAsMuchAs(first)), answers), again: true }
+    }
+    next = refuse(next, hopeless, answers)
   }
   return {
     state: opens.earliest === next.rest.line.usualFrom
@@ -553,6 +555,15 @@ const refuseHopeless = (
     again: false
   }
 }
+
+/** Whether what is too late for one is so for another as well; it is for itself. */
+const needsAsMuchAs = ({ request: { tokens } }: PoolState.Waiter) => ({ request }: PoolState.Waiter): boolean =>
+  request.tokens === tokens ||
+  (isAtLeast(request.tokens?.input, tokens?.input) && isAtLeast(request.tokens?.maxOutput, tokens?.maxOutput))
+
+/** Of what is not told nobody knows whether it is less. */
+const isAtLeast = (amount: number | undefined, other: number | undefined): boolean =>
+  amount === other || (amount !== undefined && other !== undefined && amount >= other)
 
 /** Remembers that a lane holds nobody any more who gives up before `from`. */
 const withLane = (state: PoolState.PoolState, lane: string, from: number): PoolState.PoolState => {
