@@ -173,9 +173,26 @@ export const concurrency = (spec) => {
   }
 }
 
-/** The limiter of a specification; without phases, windows may begin at any time. */
-export const limiterOf = (spec, phase, start, phases) => {
+/** Two limiters that must both be kept to. */
+const both = (a, b) => ({
+  spec: a.spec,
+  fits: (now, cost) => a.fits(now, cost) && b.fits(now, cost),
+  take: (now, cost) => {
+    a.take(now, cost)
+    b.take(now, cost)
+  },
+  refused: () => {},
+  giveBack: (now, cost, takenAt) => {
+    a.giveBack(now, cost, takenAt)
+    b.giveBack(now, cost, takenAt)
+  },
+  next: (now, cost) => Math.max(a.next(now, cost), b.next(now, cost)),
+  wastedAt: (now) => Math.min(a.wastedAt(now), b.wastedAt(now))
+})
+
+/** The limiter of a specification; as declared, windows may begin at any time, and none holds more than the limit. */
+export const limiterOf = (spec, phase, start, asDeclared) => {
   if (spec.kind === "concurrency") return concurrency(spec)
-  if (spec.kind === "bucket") return bucket(spec, start)
-  return phases ? fixedWindow(spec, phase) : slidingWindow(spec)
+  if (spec.kind === "bucket") return asDeclared ? both(bucket(spec, start), slidingWindow(spec)) : bucket(spec, start)
+  return asDeclared ? slidingWindow(spec) : fixedWindow(spec, phase)
 }

@@ -75,10 +75,9 @@ const apart = async (scenario) => {
 }
 const here = async (scenario) => {
   const contestants = await import("./contestants.mjs")
-  const windows = scenario.modes.includes("declared") && scenario.limits.some(({ kind }) => kind === "window")
   const entrants = [
     { name: "oracle" },
-    ...(windows ? [{ name: "oracle", mode: "without phases" }] : []),
+    ...(scenario.modes.includes("declared") ? [{ name: "oracle", mode: "as declared" }] : []),
     ...["naive", "sdk"].filter((name) => wanted.includes(name))
       .map((name) => ({ name, contestant: contestants[name] })),
     ...(wanted.includes("pool") ? scenario.modes : [])
@@ -99,7 +98,13 @@ const here = async (scenario) => {
     name,
     rows.find(({ contestant }) => contestant === name)
   ]))
-  for (const row of rows) if (row.contestant === "pool") row.bars = barsOf(scenario, row.mode, row, beside)
+  const asDeclared = rows.find(({ mode }) => mode === "as declared")
+  for (const row of rows) {
+    if (row.contestant !== "pool") continue
+    row.bars = barsOf(scenario, row.mode, row, beside)
+    if (row.mode !== "declared") continue
+    row.passesAsDeclared = !Object.values(barsOf(scenario, row.mode, row, { ...beside, oracle: asDeclared })).includes(false)
+  }
   return { scenario: scenario.name, about: scenario.about, rows }
 }
 

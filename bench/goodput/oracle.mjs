@@ -1,13 +1,13 @@
 /**
  * What could be had by somebody who knows everything in advance: every limit with its phase and its changes, every
  * fault, and how long each answer takes. First come, first served; who cannot be answered in time is not begun. It never
- * asks for what will be refused. Without phases it knows the limits as people declare them, and keeps to them whenever
- * the windows may begin: no pool that goes by declared limits alone can do better.
+ * asks for what will be refused. As declared, it keeps to the limits that people declare as well, whenever windows may
+ * begin: no pool that goes by declared limits alone can do better.
  */
 import { makeRules, networkMillis } from "./upstream.mjs"
 
-export const oracle = ({ calls, deadline, knowsPhases, scenario, seed, start }) => {
-  const rules = makeRules(scenario, seed, start, knowsPhases)
+export const oracle = ({ calls, deadline, asDeclared, scenario, seed, start }) => {
+  const rules = makeRules(scenario, seed, start, asDeclared)
   const results = calls.map(() => ({ ok: false, latency: undefined, error: "the oracle: cannot be in time" }))
   const log = []
   const keys = scenario.keys.map((_, key) => key)

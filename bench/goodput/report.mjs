@@ -30,7 +30,7 @@ export const printScenario = (scenario, rows, oracle) => {
       time(row.p99),
       times(row.p99, oracle.p99),
       row.wastedPer100.toFixed(1),
-      row.bars === undefined ? "" : Object.values(row.bars).includes(false) ? "✘" : "✔"
+      row.bars === undefined ? "" : !Object.values(row.bars).includes(false) ? "✔" : row.passesAsDeclared ? "✘ (✔)" : "✘"
     ])
   ])
   for (const row of rows) {
@@ -63,6 +63,10 @@ export const printSummary = (report, missed, seeds) => {
     }
   }
   for (const [bar, where] of byBar) console.log(`  ✘ ${bar}: ${where.join(", ")}`)
+  const asDeclared = missed.filter(({ row }) => row.passesAsDeclared).map(({ scenario }) => scenario)
+  if (asDeclared.length > 0) {
+    console.log(`  (✔) beside the oracle that keeps to what is declared, these pass: ${asDeclared.join(", ")}`)
+  }
 }
 
 /** Every five seconds: what arrived, what was sent, what it became, who is waiting. */

@@ -14,8 +14,8 @@ const dialectOf = (mode) => (mode?.endsWith("anthropic") ? "anthropic" : "openai
 export const run = async (scenario, seed, { contestant, mode, name }) => {
   const calls = planOf(scenario, seed)
   if (name === "oracle") {
-    const knowsPhases = mode !== "without phases"
-    return { calls, ...oracle({ calls, deadline, knowsPhases, scenario, seed, start: epoch }) }
+    const asDeclared = mode === "as declared"
+    return { calls, ...oracle({ calls, deadline, asDeclared, scenario, seed, start: epoch }) }
   }
   reset(`${seed} ${scenario.name} platform`)
   const dialect = dialectOf(mode)

@@ -10,7 +10,7 @@ export const networkMillis = 10
 const refusalMillis = 30
 
 /** Rules that hold per key, group and model, with all state of one run. */
-export const makeRules = (scenario, seed, start, knowsPhases = true) => {
+export const makeRules = (scenario, seed, start, asDeclared = false) => {
   const random = seeded(`${seed} phases`)
   const phases = new Map()
   const groups = [...new Set(scenario.keys.map(({ group }) => group))]
@@ -31,7 +31,7 @@ export const makeRules = (scenario, seed, start, knowsPhases = true) => {
           changes: (limit.changes ?? []).map((change) => ({ ...change, at: start + change.at * 1_000 }))
         }
         const phase = limit.phase === undefined ? phases.get(`${group} ${i}`) : limit.phase
-        limiters.set(id, limiterOf(spec, start + phase * limit.per, start, knowsPhases))
+        limiters.set(id, limiterOf(spec, start + phase * limit.per, start, asDeclared))
       }
       return [limiters.get(id)]
     })
