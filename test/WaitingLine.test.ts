@@ -225,6 +225,36 @@ describe("WaitingLine", () => {
     assert.deepStrictEqual(WaitingLine.dispatch(config, waiting.state, 60_000).answers.map((a) => a._tag), ["Granted"])
   })
 
+  it("C2: whose time is over takes nobody along who needs less and stands behind, of one model or of none", () => {
+    for (const  of of[{ model: "m" }, {}]) {
+      const tokens = (input: number) => ({ ...of, tokens: { input, maxOutput: 0 } })
+      const told = (remaining: number, now: number) => ({
+        answered: true,
+        sent: true,
+        announced: [{ name: "tokens", limit: 1_000, remaining, resetMillis: 50_000 - now }],
+        usage: undefined
+      })
+      const settle = (state: PoolState.PoolState, lease: PoolState.LeaseRecord, remaining: number, now: number) =>
+        Settling.settle(config, state, lease, Outcome.success, true, now, 0, told(remaining, now))
+      const lease = (state: PoolState.PoolState) => {
+        const leased = Leasing.lease(config, state, { ...plain, ...tokens(10) }, 0)
+        return { state: leased.state, lease: leased.lease ?? assert.fail("no lease") }
+      }
+      const one = lease(PoolKeys.make(config, [makeKey(0, spec({}))], 0))
+      const two = lease(settle(one.state, one.lease, 100, 0).state)
+      let state = two.state
+      // Until the answer is there that is under way, nobody knows when the first of them may be served.
+      state = ask(state, 1, 1_000, tokens(500)).state
+      state = ask(state, 1, 20_000, tokens(50)).state
+      assert.strictEqual(state.rest.waiting, 2)
+      const served = WaitingLine.thenDispatch(config, settle(state, two.lease, 80, 1_000), 1_000)
+      assert.deepStrictEqual(
+        served.answers.map(({ _tag, waiter }) => [_tag, waiter.request.tokens?.input]),
+        [["Refused", 500], ["Granted", 50]]
+      )
+    }
+  })
+
   it("C2: who is told by a declared limit that the queue before it is too long is refused at once, and nobody else", () => {
     const limits = { requestsPerMinute: 2 }
     const keyWith = (n: number, given: ApiKey.Limits, group?: string) =>
