@@ -255,6 +255,41 @@ describe("WaitingLine", () => {
     }
   })
 
+  it("C2: many who become hopeless at once, each in need of other tokens, cost a few looks at the keys each", () => {
+    for (const  of of[{ model: "m" }, {}]) {
+      const pool = Array.from({ length: 50 }, (_, n) => counted(n, {}))
+      const looks = () => pool.reduce((sum, { looks }) => sum + looks(), 0)
+      const told = (remaining: number, now: number) => ({
+        answered: true,
+        sent: true,
+        announced: [{ name: "tokens", limit: 1_000, remaining, resetMillis: 50_000 - now }],
+        usage: undefined
+      })
+      let state = PoolKeys.make(config, pool.map(({ key }) => key), 0)
+      const held: Array<PoolState.LeaseRecord> = []
+      const lease = (input: number): PoolState.LeaseRecord => {
+        const leased = Leasing.lease(config, state, { ...plain, ...of, tokens: { input, maxOutput: 0 } }, 0)
+        state = leased.state
+        return leased.lease ?? assert.fail("no lease")
+      }
+      const settle = (lease: PoolState.LeaseRecord, remaining: number, now: number) =>
+        Settling.settle(config, state, lease, Outcome.success, true, now, 0, told(remaining, now)).state
+      for (const _ of pool) state = settle(lease(10), 100, 0)
+      for (const _ of pool) held.push(lease(90))
+      for (let i = 0; i < 500; i++) {
+        state = ask(state, 1, 40_000, { ...of, tokens: { input: 20 + i * 37 % 70, maxOutput: 0 } }).state
+      }
+      assert.strictEqual(state.rest.waiting, 500)
+      const last = held.pop() ?? assert.fail("no lease")
+      for (const lease of held) state = WaitingLine.dispatch(config, settle(lease, 0, 2), 2).state
+      const before = looks()
+      const served = WaitingLine.dispatch(config, settle(last, 0, 2), 2)
+      assert.strictEqual(served.state.rest.waiting, 0)
+      assert.strictEqual(served.answers.length, 500)
+      assert.isAtMost(looks() - before, 10 * 500)
+    }
+  })
+
   it("C2: who is told by a declared limit that the queue before it is too long is refused at once, and nobody else", () => {
     const limits = { requestsPerMinute: 2 }
     const keyWith = (n: number, given: ApiKey.Limits, group?: string) =>
