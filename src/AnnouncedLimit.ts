@@ -2,9 +2,10 @@
  * A limit that a provider announces with its answers: how much there is, how much is left, when it is there again.
  *
  * Each answer tells what the provider knew when it counted that request; what was sent later is subtracted, and what
- * requests did not use is added where answers show that the provider gives it back. Providers mean one of two things by their reset: the end of a window, when all is there again at once, or the moment when a
- * bucket that fills all the time will be full. The first stands still while requests go through, the second moves away;
- * until this is known, a limit that is used up is taken for a window.
+ * requests did not use is added where answers show that the provider gives it back. Providers mean one of two things by
+ * their reset: the end of a window, when all is there again at once, or the moment when a bucket that fills all the time
+ * will be full. The first stands still while requests go through, the second moves away; until this is known, a limit that
+ * is used up is taken for a window.
  *
  * @since 0.1.0
  */
@@ -329,7 +330,8 @@ const available = (self: AnnouncedLimit, totals: Totals.Totals, now: number): nu
   if (now >= fullAt(self, totals, now)) return allOf(self) ?? Infinity
   const perMilli = rate(self)
   const gone = taken(self, totals, now)
-  if (perMilli === undefined) return self.remaining - gone
+  // What requests from before the window did not use does not come on top of all that there is.
+  if (perMilli === undefined) return Math.min(self.limit ?? Infinity, self.remaining - gone)
   const all = allOf(self)
   return all !== undefined && isExactBucket(self)
     ? Math.min(

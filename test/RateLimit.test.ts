@@ -498,6 +498,33 @@ describe("announced limits", () => {
     }
   })
 
+  /** After a while with a provider that gives back what requests did not use, in windows of a minute. */
+  const generous = (): RateLimit.RateLimit => {
+    let limits = RateLimit.empty
+    for (let i = 0; i < 12; i++) {
+      const sentAt = i * 1_000
+      const [next, own] = taken(limits, { input: 10, maxOutput: 90 }, sentAt)
+      const said = { name: "tokens", limit: 10_000, remaining: 9_900 - i * 40, resetMillis: 60_000 - sentAt }
+      limits = RateLimit.announced(next, own.leased, [said], sentAt + 500, 1, sentAt)
+      limits = RateLimit.spent(limits, own, { input: 10, output: 30 }, sentAt + 500)
+    }
+    return limits
+  }
+
+  it("A2: what requests of the window before did not use adds nothing to a whole window", () => {
+    let limits = generous()
+    const before: Array<RateLimit.Reservation> = []
+    for (let i = 0; i < 5; i++) {
+      const [next, own] = taken(limits, { input: 10, maxOutput: 990 }, 50_000)
+      limits = next
+      before.push(own)
+    }
+    limits = taken(limits, { input: 10, maxOutput: 90 }, 61_000)[0]
+    for (const own of before) limits = RateLimit.spent(limits, own, { input: 10, output: 10 }, 61_500)
+    const [{ remaining = NaN } = { remaining: NaN }] = RateLimit.left(limits, 75_000)
+    expect(remaining).toBeLessThanOrEqual(10_000)
+  })
+
   it("A2: a limit of tokens counts tokens, of input or of output where it says so", () => {
     const [one, first] = taken(RateLimit.empty)
     const said = (name: string) =>
