@@ -46,7 +46,7 @@ export const StoredAnnounced = Schema.Struct({
   /** What was left when it was said. Absent: nobody knows how much. */
   remaining: Schema.optionalWith(finite, optional),
   /** What was taken since. */
-  since: Schema.optionalWith(finite, optional),
+  since: Schema.optionalWith(amount, optional),
   most: Schema.optionalWith(finite, optional),
   at: finite,
   resetAt: finite,
@@ -147,8 +147,12 @@ export const fromLimits = (
       : [{ unit: limit.unit, windowMillis: limit.windowMillis, used: uses.map(wordOf(now)).join(" ") }]
   })
   const announced = limits.announced.flatMap((limit): ReadonlyArray<StoredAnnounced> => {
-    const { at, fill, fullAt, limit: stated, longest, most, name, remaining, resetAt, told, votes } = limit
-    const since = AnnouncedLimit.taken(limit, limits.leased, now)
+    const { at, fill, limit: stated, longest, most, name, resetAt, told, votes } = limit
+    const taken = AnnouncedLimit.taken(limit, limits.leased, now)
+    const since = Math.max(0, taken)
+    // Where more came back than was taken, more is left than was told: no lease of the next process is one of before.
+    const remaining = limit.remaining + (since - taken)
+    const fullAt = taken < 0 ? AnnouncedLimit.fullAt(limit, limits.leased, now) : limit.fullAt
     return isForgotten(limit, now) ? [] : [{
       name,
       at: at + wallOffset,

@@ -229,6 +229,35 @@ describe("announced and learned limits", () => {
     }
   )
 
+  it("A2, P1: where more came back than was taken since, a restart neither forgets it nor is deaf to what is told next", () => {
+    const one = { input: 10, maxOutput: 90 }
+    const large = { input: 10, maxOutput: 990 }
+    const said = (remaining: number, now: number) => [
+      { name: "tokens", limit: 10_000, remaining, resetMillis: 60_000 - now }
+    ]
+    let limits = RateLimit.empty
+    for (let i = 0; i < 12; i++) {
+      const [next, own] = RateLimit.reserve(limits, one, i * 1_000)
+      limits = RateLimit.announced(next, own.leased, said(9_900 - i * 40, i * 1_000), i * 1_000)
+      limits = RateLimit.spent(limits, own, { input: 10, output: 30 }, i * 1_000)
+    }
+    const held: Array<RateLimit.Reservation> = []
+    for (let i = 0; i < 5; i++) {
+      const [next, own] = RateLimit.reserve(limits, large, 12_000)
+      limits = next
+      held.push(own)
+    }
+    const leased = held[4]?.leased
+    limits = RateLimit.announced(limits, leased, said(4_000, 13_000), 13_000, 5, 12_000)
+    for (const own of held) limits = RateLimit.spent(limits, own, { input: 10, output: 10 }, 14_000)
+    const remaining = (limits: RateLimit.RateLimit, now: number) => RateLimit.left(limits, now)[0]?.remaining ?? NaN
+    assert.isAbove(remaining(limits, 15_000), 8_000)
+    const back = restarted(limits, RateLimit.empty, { saved: 15_000, restored: 15_000 })
+    assert.strictEqual(remaining(back, 15_000), remaining(limits, 15_000))
+    const [next, own] = RateLimit.reserve(back, one, 16_000)
+    assert.strictEqual(remaining(RateLimit.announced(next, own.leased, said(0, 17_000), 17_000), 17_000), 0)
+  })
+
   it("what is known here stays, what is not is taken up; what was over long ago is not kept", () => {
     const say = (name: string, remaining: number, now: number, limits = RateLimit.empty) =>
       RateLimit.announced(limits, Totals.none, [{ name, limit: 10, remaining, resetMillis: 5_000 }], now)
