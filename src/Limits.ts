@@ -267,8 +267,9 @@ export const reset = (
       ...next.state.rest.limits,
       models: HashMap.map(next.state.rest.limits.models, (ofModel) => ({
         ...ofModel,
-        keys: HashMap.remove(ofModel.keys, key.slot),
-        groups: group === undefined ? ofModel.groups : HashMap.remove(ofModel.groups, group)
+        // What was leased stays counted: answers that are still to come tell of it.
+        keys: HashMap.modify(ofModel.keys, key.slot, RateLimit.reset),
+        groups: group === undefined ? ofModel.groups : HashMap.modify(ofModel.groups, group, RateLimit.reset)
       }))
     })
   }

@@ -314,6 +314,29 @@ describe("A2: announced limits", () => {
       assert.deepStrictEqual(yield* Fiber.join(waiting), ["a", now + 9_000])
     }))
 
+  for (const spec of [{}, { quotaGroup: "g" }]) {
+    const title = `A2, K5: what a call tells of a model that was under way at a reset holds${
+      "quotaGroup" in spec ? ", of a group" : ""
+    }`
+    test(title, () =>
+      Effect.gen(function*() {
+        const pool = yield* KeyPool.make({ keys: keys("a", { a: spec }), ...plain, maxWait: 0 })
+        const run = (limits: ReadonlyArray<AnnouncedLimit.Said>, takes: Duration.DurationInput = 0) =>
+          pool.run(
+            (lease) => Effect.zipRight(Effect.sleep(takes), Effect.sync(() => lease.announced(limits))),
+            { model: "m" }
+          )
+        yield* Effect.replicateEffect(run(said(9, 60_000)), 9)
+        const last = yield* Effect.fork(run(said(3, 50_000), "1 second"))
+        yield* calm
+        yield* pool.reset(yield* idOf(pool, "a"))
+        yield* TestClock.adjust("1 second")
+        yield* Fiber.join(last)
+        const ends = yield* Effect.replicateEffect(Effect.exit(run([])), 20)
+        assert.strictEqual(ends.filter(Exit.isSuccess).length, 3)
+      }))
+  }
+
   test("where more is asked for than limits let through, the key whose window ends first is used; else all in turn", () =>
     Effect.gen(function*() {
       const used = (perSecond: number, endOfB: number) =>
