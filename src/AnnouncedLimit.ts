@@ -42,6 +42,8 @@ export interface AnnouncedLimit {
   readonly at: number
   readonly total: number
   readonly unused: number
+  /** How much of what was leased since was never sent. */
+  readonly unsent: number
   /** Above 0 what speaks for a provider that gives back what a request did not use, below for one that keeps it. */
   readonly gives: number
   readonly resetAt: number
@@ -115,6 +117,7 @@ export const learn = (
     at: now,
     total,
     unused: Totals.unused(unit, totals),
+    unsent: 0,
     gives: before?.gives ?? 0,
     resetAt,
     fullAt: resetAt,
@@ -235,7 +238,7 @@ const giving = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
 
 /** What was taken, for good as far as that is known, between the requests that brought two answers. */
 const takenBetween = (before: AnnouncedLimit, next: Pick<AnnouncedLimit, "total" | "unused" | "gives">): number =>
-  next.total - before.total - (next.gives >= givesVotes ? next.unused - before.unused : 0)
+  next.total - before.total - before.unsent - (next.gives >= givesVotes ? next.unused - before.unused : 0)
 
 /** Whether it is a number of whole seconds, but for what floating point makes of it. */
 const isWhole = (millis: number): boolean => Math.abs(millis - Math.round(millis / 1_000) * 1_000) < 1e-3
@@ -411,6 +414,15 @@ export const roll = (self: AnnouncedLimit, totals: Totals.Totals, now: number): 
 }
 
 /**
+ * An attempt was not sent: what it took is there again, unless what is left was told to one that was leased later.
+ *
+ * @since 0.1.0
+ * @category steps
+ */
+export const returned = (self: AnnouncedLimit, amount: number, leased: Totals.Totals): AnnouncedLimit =>
+  Totals.leased(self.unit, leased) > self.total ? { ...self, unsent: self.unsent + amount } : self
+
+/**
  * Refused, though something seemed to be left, and told no more than when to come again: nothing is left until then.
  *
  * @since 0.1.0
@@ -459,7 +471,8 @@ export const refused = (self: AnnouncedLimit, waitMillis: number, now: number): 
 const saidNow = ({ unit }: AnnouncedLimit, totals: Totals.Totals, now: number) => ({
   at: now,
   total: Totals.leased(unit, totals),
-  unused: Totals.unused(unit, totals)
+  unused: Totals.unused(unit, totals),
+  unsent: 0
 })
 
 /** When the window ends that comes after the one that is over; how long it is, only the next answer may tell. */

@@ -272,6 +272,7 @@ const announcedOf = (
       at: backAt(at),
       total: -since,
       unused: 0,
+      unsent: 0,
       gives: 0,
       resetAt: backAt(resetAt),
       fullAt: backAt(fullAt),

@@ -510,6 +510,9 @@ const seen = (typical: Typical | undefined, output: number): Typical => {
 export const returned = (self: RateLimit, reservation: Reservation, now: number): RateLimit => ({
   ...self,
   declared: self.declared.map((limit) => DeclaredLimit.release(limit, amount(limit.unit, reservation))),
+  announced: self.announced.map((limit) =>
+    AnnouncedLimit.returned(limit, mostOf(limit.unit, reservation), reservation.leased)
+  ),
   learned: self.learned === undefined
     ? undefined
     : LearnedLimit.returned(self.learned, takenOf("requests", reservation), false, now),

@@ -232,6 +232,24 @@ describe("announced limits", () => {
     expect(until(says(later, second.leased, 0, 9_900, 150), 10_050)).toBeUndefined()
   })
 
+  it("A2: what was never sent is there again, and once only", () => {
+    const [one, first] = taken(RateLimit.empty)
+    let limits = says(one, first.leased, 2, 10_000, 0)
+    for (let i = 0; i < 5; i++) {
+      const [two, second] = taken(limits)
+      const [three, third] = taken(two)
+      expect(until(three, 0)).toBe(10_000)
+      limits = RateLimit.returned(RateLimit.returned(three, third, 0), second, 0)
+      expect(until(limits, 0)).toBeUndefined()
+    }
+    // Who is answered does not know of those that were not sent, whether they began before or after.
+    const [two, second] = taken(limits)
+    const [three, third] = taken(two)
+    const [four, fourth] = taken(three)
+    const told = says(RateLimit.returned(four, fourth, 0), third.leased, 0, 9_900, 100)
+    expect(until(RateLimit.returned(told, second, 100), 100)).toBe(10_000)
+  })
+
   it("A2: after its reset a window holds what it holds, though nobody says so", () => {
     const [one, first] = taken(RateLimit.empty)
     let limits = says(one, first.leased, 0, 10_000, 0)
