@@ -44,6 +44,8 @@ export interface AnnouncedLimit {
   readonly unused: number
   /** How much of what was leased since was never sent. */
   readonly unsent: number
+  /** What had been leased in all when the window began. */
+  readonly began: number
   /** Above 0 what speaks for a provider that gives back what a request did not use, below for one that keeps it. */
   readonly gives: number
   readonly resetAt: number
@@ -118,6 +120,7 @@ export const learn = (
     total,
     unused: Totals.unused(unit, totals),
     unsent: 0,
+    began: before?.began ?? -Infinity,
     gives: before?.gives ?? 0,
     resetAt,
     fullAt: resetAt,
@@ -132,7 +135,8 @@ export const learn = (
       : fillOf(all, remaining, resetMillis, stated),
     votes: before?.votes ?? 0
   }
-  if (before === undefined || now >= before.resetAt) return { ...next, fullAt: earliest(next) }
+  if (before === undefined) return { ...next, fullAt: earliest(next) }
+  if (now >= before.resetAt) return { ...next, began: total, fullAt: earliest(next) }
   const learned = {
     ...next,
     prompt: bounded(before.prompt + promptness(before, next)),
@@ -239,6 +243,16 @@ const giving = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
 /** What was taken, for good as far as that is known, between the requests that brought two answers. */
 const takenBetween = (before: AnnouncedLimit, next: Pick<AnnouncedLimit, "total" | "unused" | "gives">): number =>
   next.total - before.total - before.unsent - (next.gives >= givesVotes ? next.unused - before.unused : 0)
+
+/**
+ * Whether a provider may give back here what a request did not use, which had been leased as the last of so much. Where
+ * there are windows, what it took of one that is over is nothing of this one.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const mayGive = (self: AnnouncedLimit, leased: Totals.Totals): boolean =>
+  Totals.countsOutput(self.unit) && (rate(self) !== undefined || Totals.leased(self.unit, leased) > self.began)
 
 /** Whether it is a number of whole seconds, but for what floating point makes of it. */
 const isWhole = (millis: number): boolean => Math.abs(millis - Math.round(millis / 1_000) * 1_000) < 1e-3
@@ -408,7 +422,7 @@ export const roll = (self: AnnouncedLimit, totals: Totals.Totals, now: number): 
   if (now < fullAt(self, totals, now)) return self
   const full = { ...self, ...saidNow(self, totals, now), remaining: allOf(self) ?? Infinity }
   return rate(self) === undefined
-    ? { ...full, ...untilAll(now + Math.max(1, self.longest)), endsAt: nextEnd(self, now) }
+    ? { ...full, ...untilAll(now + Math.max(1, self.longest)), endsAt: nextEnd(self, now), began: full.total }
     // What is taken comes back from now on.
     : { ...full, ...untilAll(now) }
 }

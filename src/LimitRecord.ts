@@ -273,6 +273,7 @@ const announcedOf = (
       total: -since,
       unused: 0,
       unsent: 0,
+      began: -Infinity,
       gives: 0,
       resetAt: backAt(resetAt),
       fullAt: backAt(fullAt),

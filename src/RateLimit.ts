@@ -425,7 +425,7 @@ export const spent = (
   const used = usage ?? reservation
   return {
     ...self,
-    leased: unusedOf(self.leased, reservation, usage),
+    leased: unusedOf(self, reservation, usage),
     learnedTokens: usage === undefined ? self.learnedTokens : unlearned(
       self,
       { ...takenOf("tokens", reservation), cost: mostOf("tokens", reservation) - amount("tokens", usage) },
@@ -481,13 +481,25 @@ export const settled = (
   announced: self.announced,
   learned: self.learned,
   learnedTokens: self.learnedTokens,
-  leased: unusedOf(self.leased, reservation, usage),
+  leased: self.leased,
   typical: usage === undefined ? self.typical : seen(self.typical, usage.output),
   at: now
 })
 
-const unusedOf = (leased: Totals.Totals, { most }: Reservation, usage: Usage | undefined): Totals.Totals =>
-  usage === undefined ? leased : { ...leased, unused: leased.unused + most - usage.output }
+/** What was leased, and not used of it as far as a provider that announces how much is left may give it back. */
+const unusedOf = (
+  { announced, leased }: RateLimit,
+  reservation: Reservation,
+  usage: Usage | undefined
+): Totals.Totals => {
+  if (usage === undefined) return leased
+  const unused = reservation.most - usage.output
+  // What it used beyond that is taken now, whenever it began.
+  const began = unused < 0 ? leased : reservation.leased
+  return announced.some((limit) => AnnouncedLimit.mayGive(limit, began))
+    ? { ...leased, unused: leased.unused + unused }
+    : leased
+}
 
 /** One more output: the percentile goes up by 19 steps or down by one, and so comes to rest where 1 of 20 is above it. */
 const seen = (typical: Typical | undefined, output: number): Typical => {

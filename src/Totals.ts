@@ -7,7 +7,7 @@ import type { Unit } from "./DeclaredLimit.js"
 
 /**
  * How many requests, the tokens of their input, the most that they may put out, as providers count them, and how much of
- * that those that have ended did not.
+ * that those that have ended did not, as far as that may be given back.
  *
  * @since 0.1.0
  * @category models
@@ -37,9 +37,17 @@ export const leased = (unit: Unit, { input, output, requests }: Totals): number 
   unit === "requests" ? requests : unit === "input" ? input : unit === "output" ? output : input + output
 
 /**
+ * Whether what a request did not use counts.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const countsOutput = (unit: Unit): boolean => unit === "output" || unit === "tokens"
+
+/**
  * How much of that was not used.
  *
  * @since 0.1.0
  * @category getters
  */
-export const unused = (unit: Unit, totals: Totals): number => unit === "output" || unit === "tokens" ? totals.unused : 0
+export const unused = (unit: Unit, totals: Totals): number => countsOutput(unit) ? totals.unused : 0
