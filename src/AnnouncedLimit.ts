@@ -235,14 +235,17 @@ const giving = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
   // A window that began meanwhile gives all back.
   if (perMilli === undefined && next.resetAt - before.resetAt > next.longest / 2) return 0
   const came = (perMilli ?? 0) * ((next.at - next.took) - (before.at - before.took))
-  const more = next.remaining - (before.remaining - (next.total - before.total)) - came
+  const more = next.remaining - (before.remaining - sentBetween(before, next)) - came
   const ifGiven = Math.abs(more - unused)
   return ifGiven < Math.abs(more) / 2 ? 1 : Math.abs(more) < ifGiven / 2 ? -1 : 0
 }
 
 /** What was taken, for good as far as that is known, between the requests that brought two answers. */
 const takenBetween = (before: AnnouncedLimit, next: Pick<AnnouncedLimit, "total" | "unused" | "gives">): number =>
-  next.total - before.total - before.unsent - (next.gives >= givesVotes ? next.unused - before.unused : 0)
+  sentBetween(before, next) - (next.gives >= givesVotes ? next.unused - before.unused : 0)
+
+const sentBetween = (before: AnnouncedLimit, next: Pick<AnnouncedLimit, "total">): number =>
+  next.total - before.total - before.unsent
 
 /**
  * Whether a provider may give back here what a request did not use, which had been leased as the last of so much. Where

@@ -43,7 +43,7 @@ export type StoredUse = typeof StoredUse.Type
 export const StoredAnnounced = Schema.Struct({
   name: Schema.String,
   limit: Schema.optionalWith(finite, optional),
-  /** What was left when it was said. Absent: nobody knows how much. */
+  /** What was left when it was said, and what came back since beyond what was taken. Absent: nobody knows how much. */
   remaining: Schema.optionalWith(finite, optional),
   /** What was taken since. */
   since: Schema.optionalWith(amount, optional),

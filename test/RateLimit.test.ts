@@ -547,6 +547,20 @@ describe("announced limits", () => {
     expect(more?.remaining).toBe(8_900)
   })
 
+  it("A2: what was never sent does not look as if the provider gave back what was not used", () => {
+    let limits = RateLimit.empty
+    for (let i = 0; i < 12; i++) {
+      const sentAt = i * 1_000
+      const [one, unsent] = taken(limits, { input: 10, maxOutput: 90 }, sentAt)
+      const [two, own] = taken(RateLimit.returned(one, unsent, sentAt), { input: 10, maxOutput: 90 }, sentAt)
+      const said = { name: "tokens", limit: 10_000, remaining: 9_900 - i * 100, resetMillis: 60_000 - sentAt }
+      limits = RateLimit.announced(two, own.leased, [said], sentAt + 500, 1, sentAt)
+      limits = RateLimit.spent(limits, own, { input: 10, output: 10 }, sentAt + 500)
+    }
+    const [{ remaining } = { remaining: NaN }] = RateLimit.left(limits, 21_500)
+    expect(remaining).toBe(8_800)
+  })
+
   it("A2: a limit of tokens counts tokens, of input or of output where it says so", () => {
     const [one, first] = taken(RateLimit.empty)
     const said = (name: string) =>
