@@ -519,6 +519,7 @@ const refuseHopeless = (
 ): { readonly state: PoolState.PoolState; readonly again: boolean } => {
   if (state.rest.waiting === 0) return { state, again: false }
   let next = state
+  let again = false
   const own = state.rest.line.view?.lanes
   for (const [lane, view] of viewOf(state)) {
     const opens = openingOf(config, state, view, now)
@@ -528,7 +529,9 @@ const refuseHopeless = (
       const hopeless = waiters.filter(({ until }) => isHopeless(opens, until))
       const head = PoolState.isMetered(state, view.request.model) ? headOf(next, lane, now) : undefined
       if (head !== undefined && isHopeless(opens, head.until)) {
-        return { state: refuse(next, hopeless.filter(needsAsMuchAs(head)), answers), again: true }
+        next = refuse(next, hopeless.filter(needsAsMuchAs(head)), answers)
+        again = true
+        continue
       }
       next = refuse(next, hopeless, answers)
     }
@@ -554,7 +557,7 @@ const refuseHopeless = (
     state: opens.earliest === next.rest.line.usualFrom
       ? next
       : { ...next, rest: { ...next.rest, line: { ...next.rest.line, usualFrom: opens.earliest } } },
-    again: false
+    again
   }
 }
 

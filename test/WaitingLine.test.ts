@@ -290,6 +290,34 @@ describe("WaitingLine", () => {
     }
   })
 
+  it("C2: many lanes that become hopeless at once are looked at a few times each, also where tokens count", () => {
+    let looks = 0
+    const looked = Object.defineProperty({ ...config }, "floorMillis", {
+      get: () => {
+        looks++
+        return config.floorMillis
+      }
+    })
+    let state = PoolKeys.make(looked, [makeKey(0, spec({ concurrency: 1 }))], 0)
+    const leased = Leasing.lease(looked, state, { ...plain, tokens: { input: 10, maxOutput: 0 } }, 0)
+    const lease = leased.lease ?? assert.fail("no lease")
+    state = Settling.settle(looked, leased.state, lease, undefined, false, 0, 0, {
+      answered: true,
+      sent: true,
+      announced: [{ name: "tokens", limit: 1_000, remaining: 900, resetMillis: 50_000 }],
+      usage: undefined
+    }).state
+    for (let i = 0; i < 200; i++) {
+      state = ask(state, 1, 40_000, { only: () => true, tokens: { input: i, maxOutput: 0 } }, looked).state
+    }
+    assert.strictEqual(state.rest.waiting, 200)
+    const before = looks
+    const told = Outcome.fault(Fault.make("RateLimited", { wait: "1 hour" }))
+    const changed = Settling.settle(looked, state, lease, told, true, 2, 0)
+    assert.lengthOf(WaitingLine.thenDispatch(looked, changed, 2).answers, 200)
+    assert.isAtMost(looks - before, 10 * 200)
+  })
+
   it("C2: who is told by a declared limit that the queue before it is too long is refused at once, and nobody else", () => {
     const limits = { requestsPerMinute: 2 }
     const keyWith = (n: number, given: ApiKey.Limits, group?: string) =>
