@@ -529,7 +529,7 @@ const refuseHopeless = (
       const hopeless = waiters.filter(({ until }) => isHopeless(opens, until))
       const head = PoolState.isMetered(state, view.request.model) ? headOf(next, lane, now) : undefined
       if (head !== undefined && isHopeless(opens, head.until)) {
-        next = refuse(next, hopeless.filter(needsAsMuchAs(head)), answers)
+        next = refuse(next, goneWith(config, next, head, view.request, hopeless, now), answers)
         again = true
         continue
       }
@@ -549,7 +549,7 @@ const refuseHopeless = (
       }
     }
     if (first !== undefined && next.rest.limits.metered && isHopeless(opens, first.until)) {
-      return { state: refuse(next, hopeless.filter(needsAsMuchAs(first)), answers), again: true }
+      return { state: refuse(next, goneWith(config, next, first, anyOf(first), hopeless, now), answers), again: true }
     }
     next = refuse(next, hopeless, answers)
   }
@@ -559,6 +559,27 @@ const refuseHopeless = (
       : { ...next, rest: { ...next.rest, line: { ...next.rest.line, usualFrom: opens.earliest } } },
     again
   }
+}
+
+/** Of those for whom what the first needs is there too late, who needs as much, or has no time for the least of it all. */
+const goneWith = (
+  config: PoolState.Config,
+  state: PoolState.PoolState,
+  first: PoolState.Waiter,
+  wanted: PoolState.Wanted,
+  waiters: ReadonlyArray<PoolState.Waiter>,
+  now: number
+): ReadonlyArray<PoolState.Waiter> => {
+  const least = waiters.reduce(
+    ({ input, maxOutput }, { request: { tokens } }) => ({
+      input: Math.min(input, tokens?.input ?? 0),
+      maxOutput: Math.min(maxOutput, tokens?.maxOutput ?? 0)
+    }),
+    { input: Infinity, maxOutput: Infinity }
+  )
+  const opens = PoolState.opening(config, state, { ...wanted, tokens: least }, now)
+  const needsAsMuch = needsAsMuchAs(first)
+  return waiters.filter((waiter) => needsAsMuch(waiter) || isHopeless(opens, waiter.until))
 }
 
 /** Whether what is too late for one is so for another as well; it is for itself. */

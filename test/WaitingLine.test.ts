@@ -226,8 +226,8 @@ describe("WaitingLine", () => {
   })
 
   it("C2: whose time is over takes nobody along who needs less and stands behind, of one model or of none", () => {
-    for (const  of of[{ model: "m" }, {}]) {
-      const tokens = (input: number) => ({ ...of, tokens: { input, maxOutput: 0 } })
+    for (const wanted of [{ model: "m" }, {}]) {
+      const tokens = (input: number) => ({ ...wanted, tokens: { input, maxOutput: 0 } })
       const told = (remaining: number, now: number) => ({
         answered: true,
         sent: true,
@@ -256,7 +256,9 @@ describe("WaitingLine", () => {
   })
 
   it("C2: many who become hopeless at once, each in need of other tokens, cost a few looks at the keys each", () => {
-    for (const  of of[{ model: "m" }, {}]) {
+    const sizes = [(i: number) => 20 + i * 37 % 70, (i: number) => 600 - i]
+    const cases = [{ model: "m" }, {}].flatMap((wanted) => sizes.map((sizeOf) => ({ wanted, sizeOf })))
+    for (const { sizeOf, wanted } of cases) {
       const pool = Array.from({ length: 50 }, (_, n) => counted(n, {}))
       const looks = () => pool.reduce((sum, { looks }) => sum + looks(), 0)
       const told = (remaining: number, now: number) => ({
@@ -268,7 +270,7 @@ describe("WaitingLine", () => {
       let state = PoolKeys.make(config, pool.map(({ key }) => key), 0)
       const held: Array<PoolState.LeaseRecord> = []
       const lease = (input: number): PoolState.LeaseRecord => {
-        const leased = Leasing.lease(config, state, { ...plain, ...of, tokens: { input, maxOutput: 0 } }, 0)
+        const leased = Leasing.lease(config, state, { ...plain, ...wanted, tokens: { input, maxOutput: 0 } }, 0)
         state = leased.state
         return leased.lease ?? assert.fail("no lease")
       }
@@ -277,7 +279,7 @@ describe("WaitingLine", () => {
       for (const _ of pool) state = settle(lease(10), 100, 0)
       for (const _ of pool) held.push(lease(90))
       for (let i = 0; i < 500; i++) {
-        state = ask(state, 1, 40_000, { ...of, tokens: { input: 20 + i * 37 % 70, maxOutput: 0 } }).state
+        state = ask(state, 1, 40_000, { ...wanted, tokens: { input: sizeOf(i), maxOutput: 0 } }).state
       }
       assert.strictEqual(state.rest.waiting, 500)
       const last = held.pop() ?? assert.fail("no lease")
