@@ -561,6 +561,41 @@ describe("announced limits", () => {
     expect(remaining).toBe(8_800)
   })
 
+  it("A2: a bucket of tokens is as full as its provider says, whether it gives back or keeps", () => {
+    for (const gives of [true, false]) {
+      const perMilli = 0.1
+      let limits = RateLimit.empty
+      let level = 6_000
+      let at = 0
+      const fill = (now: number) => {
+        level = Math.min(6_000, level + (now - at) * perMilli)
+        at = now
+      }
+      for (let i = 0; i < 20; i++) {
+        const sentAt = i * 1_600
+        fill(sentAt)
+        const [next, own] = taken(limits, { input: 10, maxOutput: 390 }, sentAt)
+        level -= 400
+        const said = {
+          name: "tokens",
+          limit: 6_000,
+          remaining: Math.floor(level),
+          resetMillis: Math.ceil((6_000 - level) / perMilli)
+        }
+        fill(sentAt + 500)
+        limits = RateLimit.announced(next, own.leased, [said], sentAt + 500, 1, sentAt)
+        limits = RateLimit.spent(limits, own, { input: 10, output: 230 }, sentAt + 500)
+        if (gives) level += 160
+      }
+      for (const now of [31_000, 34_000, 40_000]) {
+        fill(now)
+        const [{ remaining = NaN } = { remaining: NaN }] = RateLimit.left(limits, now)
+        expect(remaining - level).toBeLessThanOrEqual(51)
+        expect(level - remaining).toBeLessThanOrEqual(gives ? 160 : 51)
+      }
+    }
+  })
+
   it("A2: a limit of tokens counts tokens, of input or of output where it says so", () => {
     const [one, first] = taken(RateLimit.empty)
     const said = (name: string) =>
