@@ -221,11 +221,11 @@ const promptness = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
   if (!before.told || isWhole(next.resetAt - next.at)) return 0
   const asAnswered = next.resetAt - before.resetAt - comeSince(before, next)
   const asSent = Math.abs(asAnswered - (next.took - before.took))
-  return asSent < Math.abs(asAnswered) / 2 ? 1 : Math.abs(asAnswered) < asSent / 2 ? -1 : 0
+  return better(asSent, Math.abs(asAnswered))
 }
 
 /**
- * Whether more is left than there would be if the provider kept all that requests might have used. What came back by
+ * What speaks for a provider that gives back: whether more is left than there would be if the provider kept all that requests might have used. What came back by
  * itself is known only where it is known how.
  */
 const giving = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
@@ -236,8 +236,7 @@ const giving = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
   if (perMilli === undefined && next.resetAt - before.resetAt > next.longest / 2) return 0
   const came = (perMilli ?? 0) * ((next.at - next.took) - (before.at - before.took))
   const more = next.remaining - (before.remaining - sentBetween(before, next)) - came
-  const ifGiven = Math.abs(more - unused)
-  return ifGiven < Math.abs(more) / 2 ? 1 : Math.abs(more) < ifGiven / 2 ? -1 : 0
+  return better(Math.abs(more - unused), Math.abs(more))
 }
 
 /** What was taken, for good as far as that is known, between the requests that brought two answers. */
@@ -260,6 +259,9 @@ export const mayGive = (self: AnnouncedLimit, leased: Totals.Totals): boolean =>
 /** Whether it is a number of whole seconds, but for what floating point makes of it. */
 const isWhole = (millis: number): boolean => Math.abs(millis - Math.round(millis / 1_000) * 1_000) < 1e-3
 
+/** Which of two explanations leaves clearly less unexplained: the first, above 0, or the other. */
+const better = (first: number, other: number): number => first < other / 2 ? 1 : other < first / 2 ? -1 : 0
+
 const bounded = (votes: number): number => Math.max(-8, Math.min(8, votes))
 
 /** Where nothing is left, nobody sees how much there may be. */
@@ -281,7 +283,7 @@ const vote = (a: AnnouncedLimit, b: AnnouncedLimit): number => {
   if (used <= 0 || usedNow <= used) return 0
   const asWindow = Math.abs(b.resetAt - a.resetAt)
   const asBucket = Math.abs((b.resetAt - b.at) - (a.resetAt - a.at) / used * usedNow)
-  return asBucket < asWindow / 2 ? 1 : asWindow < asBucket / 2 ? -1 : 0
+  return better(asBucket, asWindow)
 }
 
 /**
@@ -293,10 +295,10 @@ const vote = (a: AnnouncedLimit, b: AnnouncedLimit): number => {
  */
 export const taken = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number => {
   const unused = Totals.unused(self.unit, totals)
-  const share = Math.min(1, underWayMillis / Math.max(1, now - self.at + self.took))
+  const underWay = Math.min(1, underWayMillis / Math.max(1, now - self.at + self.took))
   return takenBetween(self, {
     total: Totals.leased(self.unit, totals),
-    unused: unused - Math.max(0, unused - self.unused) * share,
+    unused: unused - Math.max(0, unused - self.unused) * underWay,
     gives: self.gives
   })
 }
@@ -347,15 +349,16 @@ export const share = (self: AnnouncedLimit, totals: Totals.Totals, now: number):
     : Math.max(0, Math.min(1, available(self, totals, now) / self.limit))
 
 const available = (self: AnnouncedLimit, totals: Totals.Totals, now: number): number => {
-  if (now >= fullAt(self, totals, now)) return allOf(self) ?? Infinity
+  const all = allOf(self)
   const perMilli = rate(self)
   const gone = taken(self, totals, now)
+  const full = perMilli === undefined ? self.fullAt : self.fullAt + gone / perMilli
+  if (now >= full) return all ?? Infinity
   // What requests from before the window did not use does not come on top of all that there is.
   if (perMilli === undefined) return Math.min(self.limit ?? Infinity, self.remaining - gone)
-  const all = allOf(self)
   return all !== undefined && isExactBucket(self)
     ? Math.min(
-      all - (fullAt(self, totals, now) - now) * perMilli,
+      all - (full - now) * perMilli,
       // No more than was left, which was rounded down, and came since.
       self.remaining + 1 + (now - self.at + self.took) * perMilli - gone
     )
