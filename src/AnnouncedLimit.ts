@@ -42,7 +42,7 @@ export interface AnnouncedLimit {
   readonly at: number
   readonly total: number
   readonly unused: number
-  /** How much of what was leased since was never sent. */
+  /** How much of what was leased since was never sent; below 0 what a process before this one took. */
   readonly unsent: number
   /** What had been leased in all when the window began. */
   readonly began: number
@@ -225,7 +225,7 @@ const promptness = (before: AnnouncedLimit, next: AnnouncedLimit): number => {
 }
 
 /**
- * What speaks for a provider that gives back: whether more is left than there would be if the provider kept all that requests might have used. What came back by
+ * Whether more is left than there would be if the provider kept all that requests might have used. What came back by
  * itself is known only where it is known how.
  */
 const giving = (before: AnnouncedLimit, next: AnnouncedLimit): number => {

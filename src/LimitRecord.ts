@@ -45,8 +45,8 @@ export const StoredAnnounced = Schema.Struct({
   limit: Schema.optionalWith(finite, optional),
   /** What was left when it was said, and what came back since beyond what was taken. Absent: nobody knows how much. */
   remaining: Schema.optionalWith(finite, optional),
-  /** What was taken since. */
-  since: Schema.optionalWith(amount, optional),
+  /** What was taken since; below 0 what came back. */
+  since: Schema.optionalWith(finite, optional),
   most: Schema.optionalWith(finite, optional),
   at: finite,
   resetAt: finite,
@@ -147,12 +147,8 @@ export const fromLimits = (
       : [{ unit: limit.unit, windowMillis: limit.windowMillis, used: uses.map(wordOf(now)).join(" ") }]
   })
   const announced = limits.announced.flatMap((limit): ReadonlyArray<StoredAnnounced> => {
-    const { at, fill, limit: stated, longest, most, name, resetAt, told, votes } = limit
-    const taken = AnnouncedLimit.taken(limit, limits.leased, now)
-    const since = Math.max(0, taken)
-    // Where more came back than was taken, more is left than was told: no lease of the next process is one of before.
-    const remaining = limit.remaining + (since - taken)
-    const fullAt = taken < 0 ? AnnouncedLimit.fullAt(limit, limits.leased, now) : limit.fullAt
+    const { at, fill, fullAt, limit: stated, longest, most, name, remaining, resetAt, told, votes } = limit
+    const since = AnnouncedLimit.taken(limit, limits.leased, now)
     return isForgotten(limit, now) ? [] : [{
       name,
       at: at + wallOffset,
@@ -270,9 +266,10 @@ const announcedOf = (
       remaining,
       most,
       at: backAt(at),
-      total: -since,
+      // Leases count anew in this process. What was taken before stays taken, as the opposite of what comes back.
+      total: 0,
       unused: 0,
-      unsent: 0,
+      unsent: -since,
       began: -Infinity,
       gives: 0,
       resetAt: backAt(resetAt),

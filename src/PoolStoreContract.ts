@@ -309,6 +309,7 @@ const learned = {
   end: 1_700_000_000_000,
   told: true,
   barren: 1,
+  doubts: 2,
   owes: 20,
   usual: 750,
   leased: 2,
@@ -398,6 +399,7 @@ const full: StoredPool = {
         told: true,
         longest: 10_000,
         fill: 0.01,
+        since: 3,
         votes: 2
       }],
       learned: { ...learned, size: 1, cost: 1 },
