@@ -135,11 +135,13 @@ export const dispatch = (config: PoolState.Config, state: PoolState.PoolState, n
   if (now >= next.nextOpening) next = Places.reopen(config, next, now)
   for (;;) {
     next = serve(config, look(config, next, now), now, answers, events)
-    const left = refuseWhile(next, (until) => until <= now, answers)
+    const before = next
+    next = refuseWhile(before, (until) => until <= now, answers)
     // Whoever stood behind them may need less, and is to be seen anew.
-    const seen = left === next ? refuseHopeless(config, left, now, answers) : { state: left, again: true }
-    next = seen.state
-    if (!seen.again) return { state: next, answers, events }
+    if (next !== before) continue
+    const left = refuseHopeless(config, next, now, answers)
+    next = left.state
+    if (!left.again) return { state: next, answers, events }
   }
 }
 
