@@ -119,8 +119,7 @@ export const succeeded = (
   // One alone may come before the refusal of another.
   if (steady < (more > 0 ? proof : patience)) return sure ? { ...self, steady, at: now } : { ...self, steady }
   if (!sure) return undefined
-  const proved = most + more
-  return { ...self, most: proved, more: Math.min(proved, Math.max(1, 2 * more)), stamp: newest, steady: 0, at: now }
+  return { ...self, most: most + more, more: Math.max(1, 2 * more), stamp: newest, steady: 0, at: now }
 }
 
 /**
